@@ -1,0 +1,28 @@
+# `make setup` installs what is missing; every other target does it first.
+BIN := .venv/bin
+
+.PHONY: setup check test unit bench lock clean
+
+setup:
+	@scripts/setup
+
+check: setup
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+
+test: check
+	$(BIN)/pytest
+
+unit: setup
+	$(BIN)/pytest tests/unit tests/property
+
+bench: setup
+	$(BIN)/python -m bench
+
+lock:
+	scripts/lock
+
+clean:
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis src/poplin/cni/poplin-cni

@@ -1,0 +1,1 @@
+"""Poplin: a Kubernetes pod network."""

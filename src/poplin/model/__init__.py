@@ -1,0 +1,1 @@
+"""Frozen values: kernel objects, cluster objects, attachments, errors. Imports nothing else of ours."""

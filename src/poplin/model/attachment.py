@@ -1,0 +1,49 @@
+"""An attachment: one interface of one pod, as CNI calls it, with all that must outlive a restart."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+from hashlib import blake2b
+
+from poplin.model.kernel import IPAddress
+
+HOST_MAC = "ee:ee:ee:ee:ee:ee"
+"""MAC of the host side of every pod's veth: fixed, so that the pod's entry for its gateway never changes."""
+
+
+class AttachmentState(StrEnum):
+    """`ADDING` until the kernel objects stand; an agent that starts undoes what it finds there."""
+
+    ADDING = "adding"
+    READY = "ready"
+
+
+@dataclass(frozen=True, slots=True)
+class Attachment:
+    """One (container, interface) pair. `addresses` has at most one of each family, IPv4 first.
+
+    `netns` is the path that the runtime gave. `pod_namespace` and `pod_name` are "" where the caller
+    is not Kubernetes. `host_link` is the host side's interface name.
+    """
+
+    container_id: str
+    ifname: str
+    netns: str
+    addresses: tuple[IPAddress, ...]
+    mac: str
+    mtu_bytes: int
+    host_link: str
+    pod_namespace: str = ""
+    pod_name: str = ""
+    pod_uid: str = ""
+    state: AttachmentState = AttachmentState.READY
+
+
+def host_link_name(container_id: str, ifname: str) -> str:
+    """Name of the host side of an attachment's veth: "pop" and 12 hex digits, the 15 characters allowed."""
+    return "pop" + blake2b(f"{container_id}/{ifname}".encode(), digest_size=6).hexdigest()
+
+
+def pod_mac(container_id: str, ifname: str) -> str:
+    """The pod side's MAC: locally administered, the same each time the attachment is made."""
+    octets = blake2b(f"mac/{container_id}/{ifname}".encode(), digest_size=6).digest()
+    return bytes([octets[0] & 0xFC | 0x02, *octets[1:]]).hex(":")
