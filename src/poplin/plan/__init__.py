@@ -1,1 +1,1 @@
-
+"""(desired, actual) -> ordered operations. Pure."""
