@@ -1,0 +1,1 @@
+"""The netlink families: attributes shared by all, rtnetlink messages, sockets."""
