@@ -1,0 +1,131 @@
+"""Backends: the node's own lease and its peers' -> links, addresses, neighbours, FDB entries and routes.
+
+Device names, addresses and entries are flannel's, so that a node running flanneld can be a peer.
+"""
+
+from collections.abc import Sequence
+from hashlib import blake2b
+from ipaddress import ip_interface
+from typing import Final
+
+from poplin.compile.lease import Endpoint, Lease
+from poplin.compile.underlay import Underlay
+from poplin.model.kernel import (
+    Address,
+    FdbEntry,
+    Link,
+    Neighbour,
+    Route,
+    RouteKind,
+    Vxlan,
+)
+from poplin.model.netconf import Backend, BackendType
+from poplin.model.state import NetworkState
+
+VXLAN_OVERHEAD_BYTES: Final = {4: 50, 6: 70}
+"""Outer Ethernet, IP, UDP and VXLAN headers (RFC 7348, section 5)."""
+
+DEVICE_ALIAS: Final = "poplin: overlay"
+"""IFLA_IFALIAS of our overlay devices: how an agent without memory knows them."""
+
+UNREACHABLE_METRIC: Final = 0x7FFFFFFF
+"""Metric of the unreachable route of a node's own podCIDR: behind any other route of the same prefix."""
+
+
+def vtep_mac(node: str, version: int) -> str:
+    """Give the MAC of a node's VTEP: locally administered, and the same whenever the device is made anew."""
+    octets = blake2b(f"vtep/{version}/{node}".encode(), digest_size=6).digest()
+    return bytes([octets[0] & 0xFC | 0x02, *octets[1:]]).hex(":")
+
+
+def device_name(backend: Backend, version: int) -> str:
+    """Give flannel's name of the VXLAN device: flannel.<VNI>, or flannel-v6.<VNI>."""
+    return f"flannel{'-v6' if version == 6 else ''}.{backend.vni}"
+
+
+def pod_mtu_bytes(backend: Backend, underlays: Sequence[Underlay]) -> int:
+    """Give the MTU of pods' interfaces: the least of what the families in use can carry."""
+    return min(_device_mtu_bytes(backend, underlay) for underlay in underlays)
+
+
+def compile_backend(
+    backend: Backend, own: Lease, peers: Sequence[Lease], underlays: Sequence[Underlay]
+) -> NetworkState:
+    """Give what makes every peer's pods reachable, in each family that this node serves.
+
+    `underlays` has one entry for each endpoint of `own`, of the same IP version; peers run the same backend.
+    """
+    state = NetworkState()
+    for endpoint in own.endpoints:
+        version = endpoint.public_ip.version
+        underlay = next(u for u in underlays if u.address.version == version)
+        remote = [e for peer in peers for e in peer.endpoints if e.public_ip.version == version]
+        build = _vxlan if backend.type is BackendType.VXLAN else _host_gw
+        state |= build(backend, endpoint, remote, underlay)
+        state |= NetworkState(
+            routes=frozenset(
+                {Route(endpoint.pod_cidr, kind=RouteKind.UNREACHABLE, metric=UNREACHABLE_METRIC)}
+            )
+        )
+    return state
+
+
+def _device_mtu_bytes(backend: Backend, underlay: Underlay) -> int:
+    mtu_bytes = backend.mtu_bytes or underlay.mtu_bytes
+    if backend.type is BackendType.VXLAN:
+        mtu_bytes -= VXLAN_OVERHEAD_BYTES[underlay.address.version]
+    return mtu_bytes
+
+
+def _host_gw(
+    _backend: Backend, _own: Endpoint, peers: Sequence[Endpoint], underlay: Underlay
+) -> NetworkState:
+    return NetworkState(routes=frozenset(_direct(peer, underlay) for peer in peers))
+
+
+def _vxlan(backend: Backend, own: Endpoint, peers: Sequence[Endpoint], underlay: Underlay) -> NetworkState:
+    """Give the device, and for each peer a neighbour, an FDB entry and an onlink route.
+
+    The network address of a podCIDR is the address of its node's VTEP, on the device as a /32 or /128.
+    """
+    device = device_name(backend, underlay.address.version)
+    link = Link(
+        device,
+        kind="vxlan",
+        mac=own.vtep_mac,
+        mtu_bytes=_device_mtu_bytes(backend, underlay),
+        alias=DEVICE_ALIAS,
+        vxlan=Vxlan(
+            backend.vni,
+            backend.port,
+            underlay.link,
+            own.public_ip,
+            learning=backend.learning,
+            gbp=backend.gbp,
+        ),
+    )
+    direct: list[Endpoint] = []
+    tunnelled: list[Endpoint] = []
+    for peer in peers:
+        on_link = backend.direct_routing and underlay.reaches_directly(peer.public_ip)
+        (direct if on_link else tunnelled).append(peer)
+    return NetworkState(
+        links={device: link},
+        addresses=frozenset({Address(device, ip_interface(own.pod_cidr.network_address))}),
+        neighbours=frozenset(Neighbour(device, p.pod_cidr.network_address, p.vtep_mac) for p in tunnelled),
+        fdb=frozenset(FdbEntry(device, p.vtep_mac, p.public_ip) for p in tunnelled),
+        routes=frozenset(
+            [
+                *(
+                    Route(p.pod_cidr, gateway=p.pod_cidr.network_address, link=device, onlink=True)
+                    for p in tunnelled
+                ),
+                *(_direct(p, underlay) for p in direct),
+            ]
+        ),
+        sysctls={f"net/ipv4/conf/{device}/rp_filter": "2"},
+    )
+
+
+def _direct(peer: Endpoint, underlay: Underlay) -> Route:
+    return Route(peer.pod_cidr, gateway=peer.public_ip, link=underlay.link)

@@ -1,0 +1,220 @@
+"""The node's own network: its lease, the peers it accepts, and the kernel state that reaches their pods."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from poplin.compile.backend import (
+    compile_backend,
+    pod_mtu_bytes,
+    vtep_mac,
+)
+from poplin.compile.lease import (
+    Endpoint,
+    Lease,
+    overwritten_public_ip,
+    read_lease,
+)
+from poplin.compile.underlay import Underlay
+from poplin.model.cluster import Node
+from poplin.model.errors import InvalidInputError, PoplinError, TemporaryError
+from poplin.model.kernel import IPNetwork
+from poplin.model.netconf import BackendType, NetConf
+from poplin.model.state import NetworkState
+
+
+@dataclass(frozen=True, slots=True)
+class Network:
+    """What a node is to its peers and to its pods.
+
+    `pod_cidrs` has one entry for each family served, IPv4 first. `problems` are peers, or families of this
+    node, that are left out, each with its reason; all others are served.
+    """
+
+    lease: Lease
+    pod_cidrs: tuple[IPNetwork, ...]
+    pod_mtu_bytes: int
+    state: NetworkState
+    problems: tuple[PoplinError, ...] = ()
+
+
+def compile_network(
+    conf: NetConf, own: Node, others: Sequence[Node], underlays: Sequence[Underlay]
+) -> Network:
+    """Give the node's network.
+
+    `underlays` has at most one entry for each family. Raises InvalidInputError or TemporaryError where the
+    node itself can serve no family, with the reason: no podCIDR yet, one outside the configured network,
+    no interface with the node's address.
+    """
+    problems: list[PoplinError] = []
+    endpoints = []
+    for network in conf.networks:
+        try:
+            endpoints.append(_own_endpoint(conf, own, network, underlays))
+        except PoplinError as error:
+            problems.append(error)
+    if not endpoints:
+        raise problems[0]
+    lease = Lease(own.name, conf.backend.type, tuple(endpoints))
+    used = [u for u in underlays if any(e.public_ip.version == u.address.version for e in endpoints)]
+    peers = _accepted(conf, lease, others, problems)
+    return Network(
+        lease=lease,
+        pod_cidrs=tuple(e.pod_cidr for e in endpoints),
+        pod_mtu_bytes=pod_mtu_bytes(conf.backend, used),
+        state=compile_backend(conf.backend, lease, peers, used) | _forwarding(used),
+        problems=tuple(problems),
+    )
+
+
+def _own_endpoint(conf: NetConf, own: Node, network: IPNetwork, underlays: Sequence[Underlay]) -> Endpoint:
+    where, version = f"node {own.name}", network.version
+    pod_cidr = next((c for c in own.pod_cidrs if c.version == version), None)
+    if pod_cidr is None:
+        raise TemporaryError(
+            f"has no IPv{version} podCIDR",
+            where=where,
+            remedy="give the cluster a podSubnet (kubeadm: networking.podSubnet), so that "
+            "kube-controller-manager assigns one",
+        )
+    if not _contains(network, pod_cidr):
+        raise InvalidInputError(
+            f"podCIDR {pod_cidr} lies outside the pod network {network}",
+            where=where,
+            remedy="make Network in net-conf.json the cluster's podSubnet",
+        )
+    underlay = next((u for u in underlays if u.address.version == version), None)
+    if underlay is None:
+        raise TemporaryError(
+            f"no interface carries an IPv{version} address of the node",
+            where=where,
+            remedy="check the node's InternalIP against `ip address`, or set --public-ip",
+        )
+    public_ip = overwritten_public_ip(own.name, own.annotations, version) or underlay.address
+    if conf.backend.type is not BackendType.VXLAN:
+        return Endpoint(public_ip, pod_cidr)
+    return Endpoint(public_ip, pod_cidr, _own_mac(conf, own, pod_cidr), conf.backend.vni)
+
+
+def _own_mac(conf: NetConf, own: Node, pod_cidr: IPNetwork) -> str:
+    """Keep the MAC that the node has published for this VNI: peers know it, whoever made the device."""
+    try:
+        published = read_lease(own.name, own.annotations, own.pod_cidrs)
+    except InvalidInputError:
+        published = None
+    for endpoint in published.endpoints if published else ():
+        if endpoint.pod_cidr == pod_cidr and endpoint.vni == conf.backend.vni:
+            return endpoint.vtep_mac
+    return vtep_mac(own.name, pod_cidr.version)
+
+
+def _accepted(conf: NetConf, own: Lease, others: Sequence[Node], problems: list[PoplinError]) -> list[Lease]:
+    """Give the peers' leases, less the endpoints that clash with another node's or lie outside."""
+    peers = []
+    taken: dict[IPNetwork, str] = {e.pod_cidr: own.node for e in own.endpoints}
+    overlapping = _overlaps([*taken, *(c for node in others for c in node.pod_cidrs)])
+    for node in sorted(others, key=lambda n: n.name):
+        try:
+            lease = read_lease(node.name, node.annotations, node.pod_cidrs)
+        except InvalidInputError as error:
+            problems.append(error)
+            continue
+        if lease is None:
+            continue
+        endpoints = []
+        for endpoint in lease.endpoints:
+            if conf.network(endpoint.pod_cidr) is None:
+                continue
+            problem = _mismatch(conf, lease, endpoint) or _clash(
+                conf, node.name, endpoint.pod_cidr, taken, overlapping
+            )
+            if problem is None:
+                taken[endpoint.pod_cidr] = node.name
+                endpoints.append(endpoint)
+            else:
+                problems.append(problem)
+        if endpoints:
+            peers.append(Lease(lease.node, lease.backend_type, tuple(endpoints)))
+    return peers
+
+
+def _mismatch(conf: NetConf, lease: Lease, endpoint: Endpoint) -> PoplinError | None:
+    where = f"node {lease.node}"
+    if lease.backend_type != conf.backend.type:
+        return TemporaryError(
+            f"runs backend {lease.backend_type!r} and this node {conf.backend.type!r}: "
+            f"its pods in {endpoint.pod_cidr} are not reachable",
+            where=where,
+            remedy="give both nodes the same net-conf.json",
+        )
+    if conf.backend.type is BackendType.VXLAN and endpoint.vni != conf.backend.vni:
+        return TemporaryError(
+            f"uses VNI {endpoint.vni} and this node {conf.backend.vni}: "
+            f"its pods in {endpoint.pod_cidr} are not reachable",
+            where=where,
+            remedy="give both nodes the same net-conf.json",
+        )
+    return None
+
+
+def _clash(
+    conf: NetConf,
+    node: str,
+    pod_cidr: IPNetwork,
+    taken: Mapping[IPNetwork, str],
+    overlapping: set[IPNetwork],
+) -> PoplinError | None:
+    network = conf.network(pod_cidr)
+    if network is not None and not _contains(network, pod_cidr):
+        return InvalidInputError(
+            f"podCIDR {pod_cidr} lies outside the pod network {network}: its pods are not reachable",
+            where=f"node {node}",
+            remedy="give the node a podCIDR inside Network of net-conf.json",
+        )
+    if pod_cidr not in overlapping:
+        return None
+    for other, owner in taken.items():
+        if other.version == pod_cidr.version and other.overlaps(pod_cidr):
+            return InvalidInputError(
+                f"podCIDR {pod_cidr} overlaps {other} of node {owner}: its pods are not reachable",
+                where=f"node {node}",
+                remedy="give each node a podCIDR of its own (delete and join one of the two again)",
+            )
+    return None
+
+
+def _contains(network: IPNetwork, inner: IPNetwork) -> bool:
+    return (
+        network.version == inner.version
+        and network.prefixlen <= inner.prefixlen
+        and inner.network_address in network
+    )
+
+
+def _overlaps(networks: Iterable[IPNetwork]) -> set[IPNetwork]:
+    """Give the networks that overlap another of the list, or stand in it twice."""
+    found: set[IPNetwork] = set()
+    widest: IPNetwork | None = None
+    for network in sorted(networks, key=lambda n: (n.version, int(n.network_address), n.prefixlen)):
+        if widest is not None and _contains(widest, network):
+            found |= {widest, network}
+        else:
+            widest = network
+    return found
+
+
+def _forwarding(underlays: Sequence[Underlay]) -> NetworkState:
+    """Give the sysctls that make the node a router for the families in use.
+
+    IPv6 forwarding stops an interface from taking router advertisements unless its accept_ra is 2
+    (kernel Documentation/networking/ip-sysctl): a node that lives on them would lose its default route.
+    """
+    sysctls: dict[str, str] = {}
+    for underlay in underlays:
+        if underlay.address.version == 4:
+            sysctls["net/ipv4/ip_forward"] = "1"
+        else:
+            if underlay.accepts_ra:
+                sysctls[f"net/ipv6/conf/{underlay.link}/accept_ra"] = "2"
+            sysctls["net/ipv6/conf/all/forwarding"] = "1"
+    return NetworkState(sysctls=sysctls)

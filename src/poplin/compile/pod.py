@@ -1,0 +1,102 @@
+"""A pod's wiring: an attachment -> the kernel objects at both ends of its veth.
+
+The pod has its address as a /32 (/128) and a default route through a link-local gateway, with permanent
+neighbour entries at both ends, in both families: no bridge, no proxy ARP, nothing to resolve.
+"""
+
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address, IPv6Interface, ip_interface, ip_network
+from typing import Final
+
+from poplin.model.attachment import HOST_MAC, Attachment
+from poplin.model.kernel import (
+    POD_LINK_GROUP,
+    Address,
+    IPAddress,
+    IPNetwork,
+    Link,
+    Neighbour,
+    Route,
+    Scope,
+)
+from poplin.model.state import NetworkState
+
+GATEWAY: Final[dict[int, IPAddress]] = {4: IPv4Address("169.254.1.1"), 6: IPv6Address("fe80::1")}
+DEFAULT_ROUTE: Final[dict[int, IPNetwork]] = {4: ip_network("0.0.0.0/0"), 6: ip_network("::/0")}
+
+
+@dataclass(frozen=True, slots=True)
+class Wiring:
+    """The objects of one attachment in its node's namespace and in its pod's."""
+
+    host: NetworkState
+    pod: NetworkState
+
+
+def compile_pod(attachment: Attachment) -> Wiring:
+    """Give both ends of an attachment's veth and all that is on them."""
+    a = attachment
+    owner = f"{a.pod_namespace}/{a.pod_name}" if a.pod_name else a.container_id
+    host = Link(
+        a.host_link,
+        kind="veth",
+        mac=HOST_MAC,
+        mtu_bytes=a.mtu_bytes,
+        group=POD_LINK_GROUP,
+        alias=f"poplin: {owner} {a.ifname}"[:255],
+    )
+    pod = Link(a.ifname, kind="veth", mac=a.mac, mtu_bytes=a.mtu_bytes)
+    has_ipv6 = any(address.version == 6 for address in a.addresses)
+    return Wiring(
+        host=NetworkState(
+            links={host.name: host},
+            addresses=frozenset({_link_local(host.name, GATEWAY[6])} if has_ipv6 else ()),
+            routes=frozenset(
+                Route(ip_network(address), link=host.name, scope=_connected_scope(address))
+                for address in a.addresses
+            ),
+            neighbours=frozenset(Neighbour(host.name, address, a.mac) for address in a.addresses),
+        ),
+        pod=NetworkState(
+            links={pod.name: pod},
+            addresses=frozenset(
+                [
+                    *(Address(pod.name, ip_interface(address)) for address in a.addresses),
+                    *([_link_local(pod.name, _eui64(a.mac))] if has_ipv6 else []),
+                ]
+            ),
+            routes=frozenset(
+                Route(
+                    DEFAULT_ROUTE[address.version],
+                    gateway=GATEWAY[address.version],
+                    link=pod.name,
+                    onlink=True,
+                )
+                for address in a.addresses
+            ),
+            neighbours=frozenset(
+                Neighbour(pod.name, GATEWAY[address.version], HOST_MAC) for address in a.addresses
+            ),
+            sysctls={
+                f"net/ipv6/conf/{pod.name}/{key}": "0"
+                for key in ("disable_ipv6", "accept_ra", "accept_dad")
+                if has_ipv6
+            },
+        ),
+    )
+
+
+def _connected_scope(address: IPAddress) -> Scope:
+    """Give the scope of a route without a gateway; IPv6 routes have none but UNIVERSE."""
+    return Scope.LINK if address.version == 4 else Scope.UNIVERSE
+
+
+def _link_local(link: str, address: IPAddress) -> Address:
+    return Address(link, IPv6Interface(f"{address}/64"), scope=Scope.LINK)
+
+
+def _eui64(mac: str) -> IPv6Address:
+    """Give the link-local address of a MAC (RFC 4291, appendix A)."""
+    octets = bytes.fromhex(mac.replace(":", ""))
+    identifier = bytes([octets[0] ^ 0x02]) + octets[1:3] + b"\xff\xfe" + octets[3:]
+    return IPv6Address(b"\xfe\x80" + bytes(6) + identifier)

@@ -1,0 +1,129 @@
+"""Plan the kernel objects of one network namespace: make before break, and touch only what is ours.
+
+Order: links, addresses, neighbours and forwarding entries, routes; then what is no longer wanted, in the
+opposite order.
+"""
+
+from collections.abc import Callable, Collection, Hashable, Iterator
+from typing import Final, TypeVar
+
+from poplin.model.kernel import POD_LINK_GROUP, PROTOCOL, Address, FdbEntry, Link, Neighbour, Route
+from poplin.model.state import NetworkState
+from poplin.plan.operation import Change, Operation, Put, Remove
+
+ALIAS_PREFIX: Final = "poplin: "
+"""What the alias of every link of ours begins with."""
+
+KERNEL_ADDRESS_PROTOCOLS: Final = frozenset({1, 2, 3})
+"""IFAPROT_KERNEL_LO, _RA and _LL (linux/if_addr.h): addresses that the kernel made by itself."""
+
+KERNEL_ROUTE_PROTOCOLS: Final = frozenset({1, 2, 9})
+"""RTPROT_REDIRECT, _KERNEL and _RA (linux/rtnetlink.h): routes that the kernel made by itself."""
+
+T = TypeVar("T", Address, Route, Neighbour, FdbEntry)
+
+
+def plan_network(
+    desired: NetworkState, actual: NetworkState, *, claimed: Collection[str] = ()
+) -> list[Operation]:
+    """Give the operations that bring one namespace from `actual` to `desired`, none where they agree.
+
+    Ours is what carries our protocol number, and all that stands on an overlay device of ours; other
+    objects are never removed or replaced. `claimed` are links that another part of ours is making or
+    unmaking just now: they and what is on them stay as they are. Sysctls are not planned: writing one
+    twice does no harm.
+    """
+    surplus_links = {
+        name: link
+        for name, link in actual.links.items()
+        if is_ours(link) and name not in desired.links and name not in claimed
+    }
+    renewed = {
+        name
+        for name, link in desired.links.items()
+        if name in actual.links and _differs_for_good(link, actual.links[name])
+    }
+    exclusive = {name for name, link in desired.links.items() if link.kind == "vxlan"}
+    untouchable = surplus_links.keys() | set(claimed)
+    puts: list[Operation] = []
+    removes: list[Operation] = []
+
+    def add(
+        wanted: frozenset[T],
+        standing: frozenset[T],
+        key: Callable[[T], Hashable],
+        is_ours: Callable[[T], bool],
+        *,
+        replace: bool = False,
+    ) -> None:
+        if renewed:
+            standing = frozenset(o for o in standing if o.link not in renewed)
+        surplus = {key(o): o for o in standing - wanted if is_ours(o)}
+        puts.extend(
+            Put(o, replace=surplus.pop(key(o), None) is not None or replace) for o in wanted - standing
+        )
+        removes[:0] = [Remove(o) for o in surplus.values() if o.link not in untouchable]
+
+    def on_exclusive(o: Address | Route, kernel_protocols: frozenset[int]) -> bool:
+        return o.link in exclusive and o.protocol not in kernel_protocols
+
+    add(
+        desired.addresses,
+        actual.addresses,
+        lambda a: (a.link, a.interface),
+        lambda a: a.protocol == PROTOCOL or on_exclusive(a, KERNEL_ADDRESS_PROTOCOLS),
+    )
+    # A link of ours may hold an entry that the kernel learned: ours takes its place.
+    add(
+        desired.neighbours,
+        actual.neighbours,
+        lambda n: (n.link, n.address),
+        lambda n: n.protocol == PROTOCOL or n.link in exclusive,
+        replace=True,
+    )
+    add(
+        desired.fdb,
+        actual.fdb,
+        lambda f: (f.link, f.mac),
+        lambda f: f.link in exclusive,
+        replace=True,
+    )
+    add(
+        desired.routes,
+        actual.routes,
+        lambda r: (r.destination, r.table, r.metric),
+        lambda r: r.protocol == PROTOCOL or on_exclusive(r, KERNEL_ROUTE_PROTOCOLS),
+    )
+    return [
+        *_plan_links(desired, actual, renewed),
+        *puts,
+        *removes,
+        *(Remove(link) for link in surplus_links.values()),
+    ]
+
+
+def is_ours(link: Link) -> bool:
+    """Tell whether an agent without memory may take this link for its own."""
+    return link.alias.startswith(ALIAS_PREFIX) or (link.kind == "veth" and link.group == POD_LINK_GROUP)
+
+
+def _plan_links(desired: NetworkState, actual: NetworkState, renewed: set[str]) -> Iterator[Operation]:
+    for name, link in desired.links.items():
+        standing = actual.links.get(name)
+        if standing is None or name in renewed:
+            if standing is not None:
+                yield Remove(standing)
+            yield Put(link)
+        elif (
+            (link.mac and link.mac != standing.mac)
+            or (link.mtu_bytes and link.mtu_bytes != standing.mtu_bytes)
+            or (link.alias and link.alias != standing.alias)
+            or link.group != standing.group
+            or link.up != standing.up
+        ):
+            yield Change(link)
+
+
+def _differs_for_good(desired: Link, standing: Link) -> bool:
+    """Tell whether the standing link cannot be changed into the desired one."""
+    return desired.kind != standing.kind or desired.vxlan != standing.vxlan
