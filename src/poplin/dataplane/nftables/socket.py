@@ -1,0 +1,122 @@
+"""The nftables socket: whole transactions in, whole tables out."""
+
+import errno as codes
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Final
+
+from poplin.dataplane.netlink import uapi
+from poplin.dataplane.netlink.attribute import MalformedMessageError, parse
+from poplin.dataplane.netlink.frame import Message, pack_text, unpack_text
+from poplin.dataplane.nfnetlink import (
+    NfnetlinkSocket,
+    decode_body,
+    encode_number,
+    encode_request,
+    kernel_error,
+)
+from poplin.dataplane.nftables.element import decode_lists
+from poplin.dataplane.nftables.message import (
+    SUBSYSTEM,
+    Kind,
+    decode_chain,
+    decode_rule,
+    decode_set,
+    encode_operation,
+    name_of,
+)
+from poplin.model.errors import KernelError
+from poplin.model.nftables import Element, Rule, Set, Table, TableKey
+from poplin.plan.nftables import Operation
+
+NFNL_MSG_BATCH_BEGIN: Final = 16
+NFNL_MSG_BATCH_END: Final = 17
+READ_ATTEMPTS: Final = 5
+
+
+class NftSocket(NfnetlinkSocket):
+    """Reads and writes nftables of the network namespace it was made in. Calls block for the kernel's work."""
+
+    def apply(self, operations: Sequence[Operation], *, generation: int | None = None) -> None:
+        """One transaction: all of the operations, or none. Nothing is sent where there are none.
+
+        With `generation` (as `read_generation` gave it) the kernel refuses, with ERESTART, where anybody
+        changed any table since. Raises KernelError of the first operation that was refused, named.
+        """
+        if not operations:
+            return
+        guard = b"" if generation is None else encode_number(1, generation)
+        first = self.next_sequence()
+        requests = [encode_request(NFNL_MSG_BATCH_BEGIN, 0, first, 0, guard, resource=SUBSYSTEM)]
+        named = {}
+        for operation in operations:
+            sequence = self.next_sequence()
+            named[sequence] = operation
+            requests.extend(encode_operation(operation, sequence))
+        requests.append(encode_request(NFNL_MSG_BATCH_END, 0, self.next_sequence(), 0, resource=SUBSYSTEM))
+        self.send(b"".join(requests))
+        refusals = [(sequence, answer) for sequence, answer in self.pending_answers() if answer.errno]
+        if refusals:
+            sequence, answer = refusals[0]
+            operation = named.get(sequence, operations[0])
+            where = name_of(operation) if sequence in named else "nftables transaction"
+            raise kernel_error(answer, where=where)
+
+    def read_generation(self) -> int:
+        """A number that every transaction of anybody in the namespace changes."""
+        for message in self.query(0xA10, 0, 0, where="nftables generation"):
+            _, attributes = decode_body(message)
+            return int.from_bytes(parse(attributes).get(1, b""), "big")
+        raise MalformedMessageError("no generation in the answer", where="nftables generation")
+
+    def read_table(self, key: TableKey) -> Table | None:
+        """The table, whole; None where it does not stand. Elements of dynamic sets are left out.
+
+        Raises KernelError with EINTR where others keep changing tables while it reads.
+        """
+        for attempt in range(READ_ATTEMPTS):
+            try:
+                before = self.read_generation()
+                table = self._read_table(key)
+                if self.read_generation() == before:
+                    return table
+            except KernelError as error:
+                if error.errno == codes.ENOENT:
+                    return None
+                if error.errno != codes.EINTR or attempt + 1 == READ_ATTEMPTS:
+                    raise
+        raise KernelError(
+            "changed faster than it reads", errno=codes.EINTR, where=f"nftables table {key.name}"
+        )
+
+    def _read_table(self, key: TableKey) -> Table:
+        name = pack_text(1, key.name)
+        self._query(Kind.GETTABLE, 0, key, name)
+        chains = [
+            decode_chain(attributes)
+            for attributes in self._query(Kind.GETCHAIN, uapi.NLM_F_DUMP, key, name)
+            if unpack_text(parse(attributes).get(1, b"")) == key.name
+        ]
+        rules: dict[str, list[Rule]] = {chain.name: [] for chain in chains}
+        for attributes in self._query(Kind.GETRULE, uapi.NLM_F_DUMP, key, name):
+            chain, rule = decode_rule(attributes)
+            rules.setdefault(chain, []).append(rule)
+        sets = [decode_set(attributes) for attributes in self._query(Kind.GETSET, uapi.NLM_F_DUMP, key, name)]
+        return Table(
+            key.name,
+            tuple(replace(chain, rules=tuple(rules[chain.name])) for chain in chains),
+            tuple(
+                one if one.dynamic else replace(one, elements=self._read_elements(key, one)) for one in sets
+            ),
+            key.family,
+        )
+
+    def _read_elements(self, key: TableKey, one: Set) -> frozenset[Element]:
+        name = pack_text(1, key.name) + pack_text(2, one.name)
+        found = self._query(Kind.GETSETELEM, uapi.NLM_F_DUMP, key, name)
+        return decode_lists(one, [parse(attributes).get(3, b"") for attributes in found])
+
+    def _query(self, kind: Kind, flags: int, key: TableKey, attributes: bytes) -> list[bytes]:
+        where = f"nftables table {key.family.name.lower()} {key.name}"
+        messages: list[Message] = list(self.query(kind, flags, key.family, attributes, where=where))
+        return [decode_body(message)[1] for message in messages]
