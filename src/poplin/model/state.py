@@ -2,12 +2,8 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from types import MappingProxyType
-from typing import Final
 
 from poplin.model.kernel import Address, FdbEntry, Link, Neighbour, Route
-
-NO_SYSCTLS: Final[Mapping[str, str]] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +19,7 @@ class NetworkState:
     routes: frozenset[Route] = frozenset()
     neighbours: frozenset[Neighbour] = frozenset()
     fdb: frozenset[FdbEntry] = frozenset()
-    sysctls: Mapping[str, str] = NO_SYSCTLS
+    sysctls: Mapping[str, str] = field(default_factory=dict)
 
     def __or__(self, other: "NetworkState") -> "NetworkState":
         """Unite two states that name different objects."""
