@@ -9,6 +9,7 @@ from typing import Final, TypeVar
 
 from poplin.model.kernel import POD_LINK_GROUP, PROTOCOL, Address, FdbEntry, Link, Neighbour, Route
 from poplin.model.state import NetworkState
+from poplin.plan.key import address_key, fdb_key, neighbour_key, route_key
 from poplin.plan.operation import Change, Operation, Put, Remove
 
 ALIAS_PREFIX: Final = "poplin: "
@@ -70,28 +71,28 @@ def plan_network(
     add(
         desired.addresses,
         actual.addresses,
-        lambda a: (a.link, a.interface),
+        address_key,
         lambda a: a.protocol == PROTOCOL or on_exclusive(a, KERNEL_ADDRESS_PROTOCOLS),
     )
     # A link of ours may hold an entry that the kernel learned: ours takes its place.
     add(
         desired.neighbours,
         actual.neighbours,
-        lambda n: (n.link, n.address),
+        neighbour_key,
         lambda n: n.protocol == PROTOCOL or n.link in exclusive,
         replace=True,
     )
     add(
         desired.fdb,
         actual.fdb,
-        lambda f: (f.link, f.mac),
+        fdb_key,
         lambda f: f.link in exclusive,
         replace=True,
     )
     add(
         desired.routes,
         actual.routes,
-        lambda r: (r.destination, r.table, r.metric),
+        route_key,
         lambda r: r.protocol == PROTOCOL or on_exclusive(r, KERNEL_ROUTE_PROTOCOLS),
     )
     return [
