@@ -42,10 +42,9 @@ def plan_network(
     renewed = {
         name
         for name, link in desired.links.items()
-        if name in actual.links and _differs_for_good(link, actual.links[name])
+        if name in actual.links and name not in claimed and _differs_for_good(link, actual.links[name])
     }
     exclusive = {name for name, link in desired.links.items() if link.kind == "vxlan"}
-    untouchable = surplus_links.keys() | set(claimed)
     puts: list[Operation] = []
     removes: list[Operation] = []
 
@@ -57,13 +56,21 @@ def plan_network(
         *,
         replace: bool = False,
     ) -> None:
+        missing, extra = wanted - standing, standing - wanted
         if renewed:
-            standing = frozenset(o for o in standing if o.link not in renewed)
-        surplus = {key(o): o for o in standing - wanted if is_ours(o)}
-        puts.extend(
-            Put(o, replace=surplus.pop(key(o), None) is not None or replace) for o in wanted - standing
-        )
-        removes[:0] = [Remove(o) for o in surplus.values() if o.link not in untouchable]
+            missing |= frozenset(o for o in wanted if o.link in renewed)
+            extra = frozenset(o for o in extra if o.link not in renewed)
+        held = {key(o) for o in extra if o.link in claimed}
+        surplus = {key(o): o for o in extra if o.link not in claimed and is_ours(o)}
+        for one in missing:
+            if one.link in claimed or key(one) in held:
+                continue
+            old = surplus.pop(key(one), None)
+            if isinstance(one, Address) and isinstance(old, Address) and not _changes_in_place(one, old):
+                puts.append(Remove(old))
+                old = None
+            puts.append(Put(one, replace=old is not None or replace))
+        removes[:0] = [Remove(o) for o in surplus.values() if o.link not in surplus_links]
 
     def on_exclusive(o: Address | Route, kernel_protocols: frozenset[int]) -> bool:
         return o.link in exclusive and o.protocol not in kernel_protocols
@@ -96,7 +103,7 @@ def plan_network(
         lambda r: r.protocol == PROTOCOL or on_exclusive(r, KERNEL_ROUTE_PROTOCOLS),
     )
     return [
-        *_plan_links(desired, actual, renewed),
+        *_plan_links(desired, actual, renewed, claimed),
         *puts,
         *removes,
         *(Remove(link) for link in surplus_links.values()),
@@ -108,8 +115,12 @@ def is_ours(link: Link) -> bool:
     return link.alias.startswith(ALIAS_PREFIX) or (link.kind == "veth" and link.group == POD_LINK_GROUP)
 
 
-def _plan_links(desired: NetworkState, actual: NetworkState, renewed: set[str]) -> Iterator[Operation]:
+def _plan_links(
+    desired: NetworkState, actual: NetworkState, renewed: set[str], claimed: Collection[str]
+) -> Iterator[Operation]:
     for name, link in desired.links.items():
+        if name in claimed:
+            continue
         standing = actual.links.get(name)
         if standing is None or name in renewed:
             if standing is not None:
@@ -128,3 +139,8 @@ def _plan_links(desired: NetworkState, actual: NetworkState, renewed: set[str]) 
 def _differs_for_good(desired: Link, standing: Link) -> bool:
     """Tell whether the standing link cannot be changed into the desired one."""
     return desired.kind != standing.kind or desired.vxlan != standing.vxlan
+
+
+def _changes_in_place(desired: Address, standing: Address) -> bool:
+    """Tell whether replacing is enough: the kernel then keeps the scope, and an IPv6 address's prefix."""
+    return desired.interface == standing.interface and desired.scope == standing.scope
