@@ -1,0 +1,166 @@
+"""What changes in a network namespace, as typed events on an event loop."""
+
+import asyncio
+import errno
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Final
+
+from poplin.dataplane.netlink import uapi
+from poplin.dataplane.netlink.address import decode_address
+from poplin.dataplane.netlink.attribute import MalformedMessageError, pack
+from poplin.dataplane.netlink.channel import DATAGRAM_BYTES, open_socket
+from poplin.dataplane.netlink.frame import Message, NameOf, decode_messages
+from poplin.dataplane.netlink.link import decode_link
+from poplin.dataplane.netlink.link_names import LinkNames
+from poplin.dataplane.netlink.neighbour import decode_neighbour, is_permanent
+from poplin.dataplane.netlink.route import decode_protocol, decode_route
+from poplin.model.kernel import PROTOCOL, Address, FdbEntry, Link, Neighbour, Route
+
+_GROUPS: Final = (
+    uapi.RTNLGRP_LINK,
+    uapi.RTNLGRP_NEIGH,
+    uapi.RTNLGRP_IPV4_IFADDR,
+    uapi.RTNLGRP_IPV4_ROUTE,
+    uapi.RTNLGRP_IPV6_IFADDR,
+    uapi.RTNLGRP_IPV6_ROUTE,
+)
+
+_DATAGRAMS_AT_ONCE: Final = 256
+"""About a millisecond of the event loop; what is left over is read in the loop's next turn."""
+
+_EVENTS_HELD: Final = 4096
+"""A reader so far behind does better to read everything."""
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """`what` was made or changed, and is now as it says."""
+
+    what: Link | Address | Route | Neighbour | FdbEntry
+
+
+@dataclass(frozen=True, slots=True)
+class Gone:
+    """`what` was removed."""
+
+    what: Link | Address | Route | Neighbour | FdbEntry
+
+
+@dataclass(frozen=True, slots=True)
+class Overrun:
+    """Changes were lost: only reading everything tells what is there now."""
+
+
+Event = Seen | Gone | Overrun
+_Decoded = Link | Address | Route | Neighbour | FdbEntry | None
+
+_DECODERS: Final[dict[int, Callable[[bytes, NameOf], _Decoded]]] = {
+    uapi.RTM_NEWLINK: decode_link,
+    uapi.RTM_DELLINK: decode_link,
+    uapi.RTM_NEWADDR: decode_address,
+    uapi.RTM_DELADDR: decode_address,
+    uapi.RTM_NEWROUTE: decode_route,
+    uapi.RTM_DELROUTE: decode_route,
+    uapi.RTM_NEWNEIGH: decode_neighbour,
+    uapi.RTM_DELNEIGH: decode_neighbour,
+}
+_DELETIONS: Final = {uapi.RTM_DELLINK, uapi.RTM_DELADDR, uapi.RTM_DELROUTE, uapi.RTM_DELNEIGH}
+
+
+class Monitor(AbstractContextManager["Monitor"]):
+    """Bound to the namespace in which the thread is at its making; needs a running event loop.
+
+    Tells of links and addresses, of routes of `protocol` and what takes their place, of permanent
+    neighbours and forwarding entries. What `ignored_ports` (each a RouteSocket's `port`) did is no news.
+
+    The kernel does not tell all: IPv4 routes go without a word when their link goes down.
+    """
+
+    def __init__(self, *, protocol: int = PROTOCOL, ignored_ports: Iterable[int] = ()) -> None:
+        self._ignored = frozenset(ignored_ports)
+        self._neighbour_mark = pack(uapi.NDA_PROTOCOL, bytes((protocol,)))
+        self._protocol = protocol
+        self._socket = open_socket()
+        self._names = LinkNames(self._socket)
+        self._events: deque[Event] = deque()
+        self._arrived = asyncio.Event()
+        for group in _GROUPS:
+            self._socket.setsockopt(uapi.SOL_NETLINK, uapi.NETLINK_ADD_MEMBERSHIP, group)
+        self._loop = asyncio.get_running_loop()
+        self._loop.add_reader(self._socket, self._receive)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Leave the loop and close the socket; a reader waits for ever, so cancel it first."""
+        self._loop.remove_reader(self._socket)
+        self._socket.close()
+
+    async def events(self) -> AsyncIterator[Event]:
+        """Events in the kernel's order, without end. For one reader."""
+        while True:
+            while self._events:
+                yield self._events.popleft()
+            self._arrived.clear()
+            await self._arrived.wait()
+
+    def _receive(self) -> None:
+        for _ in range(_DATAGRAMS_AT_ONCE):
+            try:
+                data = self._socket.recv(DATAGRAM_BYTES)
+            except BlockingIOError:
+                break
+            except OSError as error:
+                if error.errno != errno.ENOBUFS:
+                    raise
+                self._overrun()
+                continue
+            try:
+                for message in decode_messages(data):
+                    self._read(message)
+            except MalformedMessageError:
+                self._overrun()
+        if self._events:
+            self._arrived.set()
+
+    def _overrun(self) -> None:
+        self._events.clear()
+        self._events.append(Overrun())
+        self._names.forget()
+
+    def _read(self, message: Message) -> None:
+        # The kernel's own changes come from port 0.
+        if message.port in self._ignored or not self._is_wanted(message):
+            return
+        what = _DECODERS[message.kind](message.body, self._names.name_of)
+        if what is None:
+            return
+        gone = message.kind in _DELETIONS
+        if isinstance(what, Link):
+            self._names.learn(what.index, "" if gone else what.name)
+        if message.kind == uapi.RTM_NEWNEIGH and not is_permanent(message.body):
+            gone = True
+        if len(self._events) >= _EVENTS_HELD:
+            self._overrun()
+        else:
+            self._events.append(Gone(what) if gone else Seen(what))
+
+    def _is_wanted(self, message: Message) -> bool:
+        match message.kind:
+            case uapi.RTM_NEWROUTE | uapi.RTM_DELROUTE:
+                # Another owner's route that replaces ours is told as a replacement, ours not as a deletion.
+                return decode_protocol(message.body) == self._protocol or bool(
+                    message.flags & uapi.NLM_F_REPLACE
+                )
+            case uapi.RTM_NEWNEIGH | uapi.RTM_DELNEIGH:
+                # One of ours that stopped being permanent still carries our protocol.
+                return is_permanent(message.body) or self._neighbour_mark in message.body
+            case kind:
+                return kind in _DECODERS
