@@ -1,0 +1,236 @@
+"""The attachments of this node and the addresses that rest, in SQLite under the agent's state directory.
+
+One commit writes to the log in the page cache and waits for no disk (WAL, synchronous NORMAL): a killed agent
+loses nothing, and a machine that lost its power has lost its pods too. An address has one row, whose owner is
+an attachment or nobody; so the database itself refuses a second owner.
+"""
+
+import sqlite3
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Final, Self
+
+from poplin.ipam.pool import REST_S
+from poplin.model.attachment import Attachment, AttachmentState
+from poplin.model.errors import PoplinError, TemporaryError
+from poplin.model.kernel import IPAddress
+
+Key = tuple[str, str]
+"""(container id, interface name)."""
+
+_SCHEMA_VERSION: Final = 1
+_SCHEMA: Final = """
+CREATE TABLE attachment (
+    container_id TEXT NOT NULL,
+    ifname TEXT NOT NULL,
+    netns TEXT NOT NULL,
+    mac TEXT NOT NULL,
+    mtu_bytes INTEGER NOT NULL,
+    host_link TEXT NOT NULL,
+    pod_namespace TEXT NOT NULL,
+    pod_name TEXT NOT NULL,
+    pod_uid TEXT NOT NULL,
+    state TEXT NOT NULL,
+    PRIMARY KEY (container_id, ifname)
+) WITHOUT ROWID;
+CREATE TABLE address (
+    address TEXT NOT NULL PRIMARY KEY,
+    container_id TEXT,
+    ifname TEXT,
+    freed_at_s REAL
+) WITHOUT ROWID;
+CREATE INDEX address_owner ON address (container_id, ifname);
+"""
+# The log is folded into the database by `checkpoint`, off the path of an ADD; this only bounds it (16 MiB).
+_WAL_BOUND_PAGES: Final = 4000
+_BUSY_TIMEOUT_S: Final = 1.0
+
+
+class AttachmentStore:
+    """An open database. It belongs to the thread that opened it; one commit takes some 50 microseconds.
+
+    Every method raises PoplinError where the database cannot be read or written; a failed write has changed
+    nothing.
+    """
+
+    def __init__(self, path: Path, connection: sqlite3.Connection) -> None:
+        self._path = path
+        self._connection = connection
+
+    @classmethod
+    def open(cls, path: Path) -> Self:
+        """Open the database, or make it in an existing directory. A damaged one is an error, never replaced."""
+        with _explained(path):
+            store = cls(path, sqlite3.connect(path, timeout=_BUSY_TIMEOUT_S, isolation_level=None))
+        try:
+            with _explained(path):
+                store._prepare()
+        except BaseException:
+            store.close()
+            raise
+        return store
+
+    def close(self) -> None:
+        """Close the database; the log is folded into it if nobody else has it open."""
+        self._connection.close()
+
+    def add(self, attachment: Attachment) -> None:
+        """Store an attachment and its addresses, as ADDING or READY.
+
+        Raises PoplinError where the attachment stands already or an address is another's.
+        """
+        a = attachment
+        key = (a.container_id, a.ifname)
+        identity = (*key, a.netns, a.mac, a.mtu_bytes, a.host_link, a.pod_namespace, a.pod_name, a.pod_uid)
+        with self._transaction() as execute:
+            try:
+                execute("INSERT INTO attachment VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", (*identity, a.state))
+            except sqlite3.IntegrityError:
+                raise self._error(f"attachment {a.container_id} {a.ifname} stands already") from None
+            for address in a.addresses:
+                taken = execute(
+                    "INSERT INTO address VALUES (?, ?, ?, NULL) ON CONFLICT (address) DO UPDATE SET"
+                    " container_id = excluded.container_id, ifname = excluded.ifname, freed_at_s = NULL"
+                    " WHERE container_id IS NULL",
+                    (str(address), *key),
+                )
+                if taken.rowcount != 1:
+                    raise self._error(f"address {address} belongs to another attachment")
+
+    def ready(self, key: Key) -> None:
+        """Say that the kernel objects of the attachment stand. One that is not stored stays so."""
+        with self._transaction() as execute:
+            execute(
+                "UPDATE attachment SET state = ? WHERE container_id = ? AND ifname = ?",
+                (AttachmentState.READY, *key),
+            )
+
+    def remove(self, key: Key, now_s: float) -> None:
+        """Forget the attachment and let its addresses rest from `now_s` (Unix time). None there is success."""
+        with self._transaction() as execute:
+            execute("DELETE FROM attachment WHERE container_id = ? AND ifname = ?", key)
+            execute(
+                "UPDATE address SET container_id = NULL, ifname = NULL, freed_at_s = ?"
+                " WHERE container_id = ? AND ifname = ?",
+                (now_s, *key),
+            )
+            execute("DELETE FROM address WHERE container_id IS NULL AND freed_at_s <= ?", (now_s - REST_S,))
+
+    def all(self) -> list[Attachment]:
+        """Every attachment, in order of its key."""
+        with _explained(self._path):
+            rows = self._connection.execute(
+                "SELECT * FROM attachment ORDER BY container_id, ifname"
+            ).fetchall()
+            owned = self._connection.execute(
+                "SELECT container_id, ifname, address FROM address WHERE container_id IS NOT NULL"
+            ).fetchall()
+        addresses: dict[Key, list[IPAddress]] = {}
+        for container_id, ifname, address in owned:
+            addresses.setdefault((container_id, ifname), []).append(ip_address(address))
+        return [
+            Attachment(
+                container_id=container_id,
+                ifname=ifname,
+                netns=netns,
+                addresses=tuple(sorted(addresses.get((container_id, ifname), ()), key=lambda a: a.version)),
+                mac=mac,
+                mtu_bytes=mtu_bytes,
+                host_link=host_link,
+                pod_namespace=pod_namespace,
+                pod_name=pod_name,
+                pod_uid=pod_uid,
+                state=AttachmentState(state),
+            )
+            for container_id, ifname, netns, mac, mtu_bytes, host_link, pod_namespace, pod_name, pod_uid, state in rows
+        ]
+
+    def resting(self, now_s: float) -> list[tuple[IPAddress, float]]:
+        """(address, seconds since it was freed) of each that still rests at `now_s` (Unix time).
+
+        A wall clock jumps. One set back leaves an age of 0, so that nothing rests longer than it should from
+        now; one set forward ends rests early, which the pool would do under pressure anyway.
+        """
+        with _explained(self._path):
+            rows = self._connection.execute(
+                "SELECT address, freed_at_s FROM address WHERE container_id IS NULL AND freed_at_s > ?",
+                (now_s - REST_S,),
+            ).fetchall()
+        return [(ip_address(address), max(now_s - freed_at_s, 0.0)) for address, freed_at_s in rows]
+
+    def _prepare(self) -> None:
+        execute = self._connection.execute
+        execute("PRAGMA journal_mode = WAL")
+        execute("PRAGMA synchronous = NORMAL")
+        execute(f"PRAGMA wal_autocheckpoint = {_WAL_BOUND_PAGES}")
+        damage = execute("PRAGMA quick_check(1)").fetchone()[0]
+        if damage != "ok":
+            raise sqlite3.DatabaseError(" ".join(damage.split()))
+        version = execute("PRAGMA user_version").fetchone()[0]
+        if version == 0:
+            # One script is one transaction: an agent killed here leaves an empty database, not half a schema.
+            self._connection.executescript(
+                f"BEGIN; {_SCHEMA} PRAGMA user_version = {_SCHEMA_VERSION}; COMMIT;"
+            )
+        elif version != _SCHEMA_VERSION:
+            raise self._error(
+                f"the database is of schema {version}, this program knows {_SCHEMA_VERSION}",
+                remedy="run the version of poplin that wrote it",
+            )
+
+    @contextmanager
+    def _transaction(self) -> Iterator[Callable[..., sqlite3.Cursor]]:
+        with _explained(self._path):
+            self._connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield self._connection.execute
+                self._connection.execute("COMMIT")
+            except BaseException:
+                if self._connection.in_transaction:  # some errors roll back by themselves
+                    self._connection.execute("ROLLBACK")
+                raise
+
+    def _error(self, what: str, remedy: str = "") -> PoplinError:
+        return PoplinError(what, where=str(self._path), remedy=remedy)
+
+
+def checkpoint(path: Path) -> None:
+    """Fold the log into the database: some milliseconds of disk, so for a thread of its own; any time will do."""
+    with _explained(path), closing(sqlite3.connect(path, timeout=0, isolation_level=None)) as connection:
+        connection.execute("PRAGMA wal_checkpoint(PASSIVE)")
+
+
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    """Turn SQLite's errors (https://sqlite.org/rescode.html) into what an operator can act on."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        # Errors of ours and of the module itself have no code.
+        match getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT) & 0xFF:
+            case sqlite3.SQLITE_CORRUPT | sqlite3.SQLITE_NOTADB:
+                raise PoplinError(
+                    f"the attachment database is damaged ({error})",
+                    where=str(path),
+                    remedy="drain the node, move the file away and restart the agent",
+                ) from error
+            case sqlite3.SQLITE_FULL | sqlite3.SQLITE_IOERR:
+                raise TemporaryError(
+                    f"the attachment database cannot be written ({error})",
+                    where=str(path),
+                    remedy="free space on its file system and see the kernel log for disk errors",
+                ) from error
+            case sqlite3.SQLITE_BUSY | sqlite3.SQLITE_LOCKED:
+                raise TemporaryError(
+                    "another process holds the attachment database",
+                    where=str(path),
+                    remedy="see that one agent runs on this node",
+                ) from error
+            case _:
+                raise PoplinError(
+                    f"the attachment database cannot be used ({error})",
+                    where=str(path),
+                    remedy="check that its directory exists and is writable",
+                ) from error
