@@ -1,5 +1,6 @@
 """YAML as Kubernetes reads it: many documents, Lists flattened, errors with line and column."""
 
+from collections.abc import Sequence
 from typing import Any, Final
 
 import msgspec
@@ -27,7 +28,7 @@ def load_documents(content: bytes, where: str) -> list[Any]:
 
     Raises InvalidInputError with the line and column of what cannot be read.
     """
-    if content.lstrip()[:1] in JSON_STARTS:
+    if is_json(content):
         # Flow-style YAML begins like JSON: what is not JSON is left to the YAML parser to judge.
         try:
             return [msgspec.json.decode(content)]
@@ -53,12 +54,18 @@ def load_documents(content: bytes, where: str) -> list[Any]:
 
 
 def load_objects(content: bytes, where: str) -> list[dict[str, Any]]:
-    """The Kubernetes objects of a text: its documents, with each List replaced by its items.
+    """The Kubernetes objects of a text; see `load_documents` and `flatten`."""
+    return flatten(load_documents(content, where), where)
 
-    Raises InvalidInputError where a document has no apiVersion or kind.
+
+def flatten(documents: Sequence[Any], where: str) -> list[dict[str, Any]]:
+    """The Kubernetes objects among documents: each List gives its items, which stay parts of the documents.
+
+    Items of a typed list (PodList) are given the apiVersion and kind that the list's own say already.
+    Raises InvalidInputError where a document has no apiVersion, kind or name.
     """
     objects: list[dict[str, Any]] = []
-    for number, document in enumerate(load_documents(content, where), start=1):
+    for number, document in enumerate(documents, start=1):
         objects += _flatten(document, f"{where}, document {number}")
     return objects
 
@@ -69,16 +76,40 @@ def _flatten(document: Any, where: str) -> list[dict[str, Any]]:
     for key in ("apiVersion", "kind"):
         if not isinstance(document.get(key), str):
             raise InvalidInputError(f"no {key}", where=where, remedy=f"give the object its {key}")
-    if not document["kind"].endswith("List") or not isinstance(document.get("items"), list):
+    kind = document["kind"]
+    items = document.get("items")
+    if not kind.endswith("List") or not isinstance(items, list | None):
+        metadata = document.get("metadata")
+        if not isinstance(metadata, dict) or not isinstance(metadata.get("name"), str):
+            raise InvalidInputError(
+                f"a {kind} without metadata.name", where=where, remedy="give the object its name"
+            )
         return [document]
-    item_kind = document["kind"].removesuffix("List")
-    items = []
-    for index, item in enumerate(document["items"]):
-        # Items of a typed list (PodList) may leave out what the list's kind says already.
-        named = (
-            {"apiVersion": document["apiVersion"], "kind": item_kind, **item}
-            if item_kind and isinstance(item, dict)
-            else item
-        )
-        items += _flatten(named, f"{where}, item {index + 1}")
-    return items
+    objects = []
+    for index, item in enumerate(items or (), start=1):
+        if isinstance(item, dict) and kind != "List":
+            item.setdefault("apiVersion", document["apiVersion"])
+            item.setdefault("kind", kind.removesuffix("List"))
+        objects += _flatten(item, f"{where}, item {index}")
+    return objects
+
+
+def dump_documents(documents: Sequence[Any], *, as_json: bool) -> bytes:
+    """The text of documents, in the order of their keys as they stand; as JSON, there must be one."""
+    if as_json:
+        (document,) = documents
+        return msgspec.json.format(msgspec.json.encode(document), indent=2) + b"\n"
+    text: str = yaml.dump_all(
+        documents,
+        Dumper=yaml.CSafeDumper,
+        sort_keys=False,
+        allow_unicode=True,
+        explicit_start=True,
+        width=110,
+    )
+    return text.encode()
+
+
+def is_json(content: bytes) -> bool:
+    """Whether a text that `load_documents` has accepted is JSON."""
+    return content.lstrip()[:1] in JSON_STARTS

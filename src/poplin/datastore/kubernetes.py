@@ -11,6 +11,7 @@ from poplin.datastore.access import Access
 from poplin.datastore.backoff import Pace
 from poplin.datastore.client import JSON_MERGE, STRATEGIC_MERGE, ApiClient, NonsenseError, RefusedError
 from poplin.datastore.core import NODES
+from poplin.datastore.node_patch import node_patch, timestamp
 from poplin.datastore.parse import InvalidObjectError, parse_object
 from poplin.datastore.reflector import Reflector
 from poplin.datastore.resource import ClusterObject, Resource
@@ -83,16 +84,16 @@ class KubernetesSource:
         path = resource.path(namespace, name)
         try:
             body = await self.client.request("GET", path)
-            parsed = parse_object(resource, body)
+            value = parse_object(resource, body).value
         except RefusedError as error:
             if error.status == 404 and error.reason == "NotFound":
                 return None
             raise
         except msgspec.DecodeError as error:
             raise NonsenseError(f"this is no {resource.kind}: {error}", where=f"GET {path}") from None
-        if isinstance(parsed[1], InvalidObjectError):
-            raise parsed[1]
-        return parsed[1]
+        if isinstance(value, InvalidObjectError):
+            raise value
+        return value
 
     async def patch_node(
         self, name: str, annotations: Mapping[str, str | None], conditions: Sequence[NodeCondition] = ()
@@ -152,33 +153,6 @@ class KubernetesSource:
             body={"count": count, "lastTimestamp": timestamp(now)},
             content_type=JSON_MERGE,
         )
-
-
-def timestamp(moment: datetime) -> str:
-    """A metav1.Time: RFC 3339, whole seconds, UTC."""
-    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
-def node_patch(
-    annotations: Mapping[str, str | None], conditions: Sequence[NodeCondition], now: datetime
-) -> dict[str, Any]:
-    """The strategic merge of annotations (None removes) and conditions (merged by type) of a Node."""
-    patch: dict[str, Any] = {"metadata": {"annotations": dict(annotations)}} if annotations else {}
-    if conditions:
-        patch["status"] = {
-            "conditions": [
-                {
-                    "type": condition.type,
-                    "status": condition.status.value,
-                    "reason": condition.reason,
-                    "message": condition.message,
-                    "lastHeartbeatTime": timestamp(now),
-                    "lastTransitionTime": timestamp(now),
-                }
-                for condition in conditions
-            ]
-        }
-    return patch
 
 
 def event_body(

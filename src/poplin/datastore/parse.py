@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from functools import cache, lru_cache
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
-from typing import Any, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import msgspec
 
@@ -29,6 +29,13 @@ class FieldError(ValueError):
 
     def __init__(self, path: str, value: object, expected: str) -> None:
         super().__init__(f"{path}: {value!r} is not {expected}")
+
+
+class Parsed(NamedTuple, Generic[T]):
+    """An object's metadata, and its value or what is wrong with it."""
+
+    metadata: Metadata
+    value: T | InvalidObjectError
 
 
 class Envelope(msgspec.Struct, gc=False):
@@ -57,8 +64,8 @@ def parse_metadata(data: bytes | msgspec.Raw) -> Metadata:
     return metadata
 
 
-def parse_object(resource: Resource[T], data: bytes | msgspec.Raw) -> tuple[Metadata, T | InvalidObjectError]:
-    """The object's metadata, and its value or what is wrong with it.
+def parse_object(resource: Resource[T], data: bytes | msgspec.Raw) -> Parsed[T]:
+    """One object from its JSON.
 
     Raises msgspec.DecodeError where not even the metadata can be read.
     """
@@ -66,28 +73,28 @@ def parse_object(resource: Resource[T], data: bytes | msgspec.Raw) -> tuple[Meta
         wire = decoder(resource.struct).decode(data)
     except msgspec.ValidationError as error:
         metadata = parse_metadata(data)
-        return metadata, InvalidObjectError(describe(error), kind=resource.kind, metadata=metadata)
+        return Parsed(metadata, InvalidObjectError(describe(error), kind=resource.kind, metadata=metadata))
     return _to_model(resource, wire)
 
 
-def convert_object(resource: Resource[T], document: Any) -> tuple[Metadata, T | InvalidObjectError]:
+def convert_object(resource: Resource[T], document: Any) -> Parsed[T]:
     """As `parse_object`, from plain dictionaries and lists such as YAML yields."""
     try:
         wire = msgspec.convert(document, resource.struct)
     except msgspec.ValidationError as error:
         metadata = msgspec.convert(document, Envelope).metadata
-        return metadata, InvalidObjectError(describe(error), kind=resource.kind, metadata=metadata)
+        return Parsed(metadata, InvalidObjectError(describe(error), kind=resource.kind, metadata=metadata))
     return _to_model(resource, wire)
 
 
-def _to_model(resource: Resource[T], wire: WireObject) -> tuple[Metadata, T | InvalidObjectError]:
+def _to_model(resource: Resource[T], wire: WireObject) -> Parsed[T]:
     metadata = wire.metadata
     if not metadata.name:
         raise msgspec.ValidationError("an object without a name - at `$.metadata.name`")
     try:
-        return metadata, resource.to_model(wire)
+        return Parsed(metadata, resource.to_model(wire))
     except FieldError as error:
-        return metadata, InvalidObjectError(str(error), kind=resource.kind, metadata=metadata)
+        return Parsed(metadata, InvalidObjectError(str(error), kind=resource.kind, metadata=metadata))
 
 
 def describe(error: msgspec.ValidationError) -> str:

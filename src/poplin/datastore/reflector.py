@@ -150,11 +150,11 @@ class Reflector(Generic[T]):
             try:
                 page = PAGE.decode(body)
                 for item in page.items or ():
-                    parsed = parse_object(self._resource, item)
-                    if isinstance(parsed[1], InvalidObjectError):
-                        rejected.append(parsed[1])
+                    value = parse_object(self._resource, item).value
+                    if isinstance(value, InvalidObjectError):
+                        rejected.append(value)
                     else:
-                        objects.append(parsed[1])
+                        objects.append(value)
             except msgspec.DecodeError as error:
                 raise self._nonsense(error) from None
             if not page.metadata.continue_:
@@ -235,7 +235,7 @@ class Reflector(Generic[T]):
             kind = change.type
             if kind in {"ADDED", "MODIFIED"}:
                 parsed = parse_object(self._resource, change.object)
-                return kind, parsed[0], parsed[1]
+                return kind, parsed.metadata, parsed.value
             if kind == "DELETED":
                 return kind, parse_metadata(change.object), None
             if kind == "BOOKMARK":
