@@ -88,6 +88,9 @@ DADDR_TYPE: Final = _fib(FibFlag.DADDR, FibResult.ADDRTYPE, KeyType.FIB_ADDRTYPE
 REVERSE_PATH: Final = _fib(FibFlag.SADDR | FibFlag.IIF | FibFlag.PRESENT, FibResult.OIF, KeyType.IFINDEX)
 """1 where the route back to the packet's source leaves by the interface it came from, else 0."""
 
+WAY_BACK: Final = _fib(FibFlag.DADDR | FibFlag.IIF | FibFlag.PRESENT, FibResult.OIF, KeyType.IFINDEX)
+"""1 where the packet will leave by the interface it came from, else 0. Prerouting, input and forward only."""
+
 RTN_LOCAL: Final = 2
 """DADDR_TYPE of an address of this node."""
 
@@ -171,9 +174,31 @@ def in_set(fields: Sequence[Field], name: str, *, negate: bool = False) -> Expre
     return (*loads(fields), Lookup(0, name, negate=negate))
 
 
-def look_up(fields: Sequence[Field], name: str, *, register: int = 0, into: int = 0) -> Expressions:
-    """Put the map's value for the fields' concatenation into register `into`; the rule ends where it has none."""
-    return (*loads(fields, register), Lookup(register, name, into))
+def look_up(fields: Sequence[Field], name: str) -> Expressions:
+    """Put the map's value for the fields' concatenation into registers from 0; the rule ends where it has none."""
+    return (*loads(fields), Lookup(0, name, 0))
+
+
+NUMBER: Final = (KeyType.MARK, KeyType.MARK)
+"""The value of a map that `look_up_number` reads: a word of no meaning, then the number."""
+
+
+def encode_number(number: int) -> bytes:
+    """The number as a value of such a map."""
+    return bytes(4) + host32(number)
+
+
+def look_up_number(fields: Sequence[Field], name: str, register: int) -> Expressions:
+    """Put the map's number for the fields' concatenation into `register`, 1 or above, to be a key in turn.
+
+    Also overwrites the register before and those that the fields take from `register` on.
+
+    nft (1.0.6, and as far as its source shows any) aborts on listing, or even loading beside, a rule that
+    looks up what a look-up gave: to it that has no length. It knows of a register only what was put at its
+    start. So the value is a pair put one register earlier: the number lies where nft still sees the first
+    of the fields, and it lists `ip saddr . ...` for the identity of that address.
+    """
+    return (*loads(fields, register), Lookup(register, name, register - 1))
 
 
 def dispatch(fields: Sequence[Field], name: str) -> Expressions:
