@@ -16,7 +16,7 @@ class ExecPlugin:
     api_version: str
     command: str
     arguments: tuple[str, ...] = ()
-    environment: tuple[tuple[str, str], ...] = ()
+    environment: tuple[tuple[str, str], ...] = field(default=(), repr=False)
     install_hint: str = ""
     cluster: dict[str, Any] | None = None
 
@@ -28,7 +28,7 @@ class Identity:
     PEM texts given in the file stand as bytes, those kept in files of their own as paths.
     """
 
-    token: str = ""
+    token: str = field(default="", repr=False)
     token_file: Path | None = None
     username: str = ""
     password: str = field(default="", repr=False)

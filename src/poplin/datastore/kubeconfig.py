@@ -118,7 +118,7 @@ def find_access(
 ) -> Access:
     """The way to the API server: a file named by the user, KUBECONFIG, the pod's own, ~/.kube/config.
 
-    Raises KubeconfigError where the first of them that exists is no good, or none does.
+    Raises InvalidInputError where the first of them that exists is no good, or none does.
     """
     if kubeconfig is not None:
         return read_kubeconfig([kubeconfig], context=context)
@@ -170,7 +170,7 @@ def read_kubeconfig(paths: Sequence[Path], *, context: str = "") -> Access:
     """The access that a context of these files gives; "" is the current context.
 
     The first file to name something wins, and relative paths start from the file that holds them. Of
-    several files, those that do not exist are skipped. Raises KubeconfigError.
+    several files, those that do not exist are skipped. Raises InvalidInputError.
     """
     files = [(path, _load(path)) for path in paths if len(paths) == 1 or path.exists()]
     where = ", ".join(str(path) for path, _ in files) or ":".join(map(str, paths))

@@ -101,7 +101,8 @@ def describe(error: msgspec.ValidationError) -> str:
     """The message of msgspec with the field's path first: "spec.nodeName: expected `str`, got `int`"."""
     problem, _, path = str(error).partition(" - at `")
     path = path.rstrip("`").removeprefix("$").removeprefix(".")
-    return f"{path}: {problem[:1].lower()}{problem[1:]}" if path else problem
+    problem = problem[:1].lower() + problem[1:]
+    return f"{path}: {problem}" if path else problem
 
 
 @lru_cache(maxsize=16_384)

@@ -87,6 +87,7 @@ class StandInApi:
         self.expired_continues = 0
         self.pages_between: list[Any] = []  # callables run before each further page
         self.requests: list[web.Request] = []
+        self.peers: list[dict[str, Any] | None] = []  # the client certificate of each request
         self.bodies: list[tuple[str, str, str, Any]] = []
         self.counts: Counter[str] = Counter()
         self.watches_open = 0
@@ -174,6 +175,7 @@ class StandInApi:
 
     async def _serve(self, request: web.Request) -> web.StreamResponse:
         self.requests.append(request)
+        self.peers.append(request.transport.get_extra_info("peercert"))
         what = "write" if request.method != "GET" else "watch" if "watch" in request.query else "list"
         self.counts[what] += 1
         self.wake()
