@@ -4,6 +4,7 @@ import array
 import asyncio
 import json
 import os
+import signal
 import socket
 import subprocess
 import uuid
@@ -11,7 +12,10 @@ from dataclasses import dataclass, field
 from ipaddress import ip_address, ip_interface, ip_network
 from pathlib import Path
 
+import msgspec
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import poplin.cni
 from poplin.cni.deletions import forget_deletion, read_deletions
@@ -265,16 +269,14 @@ async def test_without_an_agent_a_del_that_cannot_be_noted_fails(place):
     assert code == 4
 
 
-@pytest.mark.parametrize(("command", "code"), [("ADD", 11), ("CHECK", 11), ("GC", 11), ("STATUS", 50)])
-@pytest.mark.parametrize("agent", ["never ran", "died", "hangs up"])
-async def test_without_an_agent_the_rest_says_which_socket_is_dead(place, agent, command, code):
-    if agent == "died":
+@pytest.fixture(params=["never ran", "died", "hangs up"])
+async def dead_agent(request, place):
+    """The ways in which no agent answers."""
+    if request.param == "died":
         with socket.socket(socket.AF_UNIX) as dead:
             dead.bind(str(place.socket))
-    hangs_up = await asyncio.start_unix_server(hang_up, place.socket) if agent == "hangs up" else None
-    got, message = await place.fail(command)
-    assert got == code
-    assert str(place.socket) in message
+    hangs_up = await asyncio.start_unix_server(hang_up, place.socket) if request.param == "hangs up" else None
+    yield
     if hangs_up is not None:
         hangs_up.close()
         await hangs_up.wait_closed()
@@ -282,6 +284,78 @@ async def test_without_an_agent_the_rest_says_which_socket_is_dead(place, agent,
 
 async def hang_up(_reader, writer):
     writer.close()
+
+
+@pytest.mark.parametrize(("command", "code"), [("ADD", 11), ("CHECK", 11), ("GC", 11), ("STATUS", 50)])
+async def test_without_an_agent_the_rest_says_which_socket_is_dead(place, dead_agent, command, code):
+    got, message = await place.fail(command)
+    assert got == code
+    assert str(place.socket) in message
+
+
+async def test_without_an_agent_however_that_comes_a_del_is_noted(place, dead_agent):
+    assert await place.run("DEL") == (0, None)
+    assert read_deletions(place.state_dir) == [("c1", "eth0")]
+
+
+@pytest.mark.parametrize(
+    "waits_for", ["the network configuration on stdin", "the answer of the poplin agent"]
+)
+async def test_at_its_deadline_the_shim_says_what_it_waited_for(place, server, handler, waits_for):
+    handler.delay_s = 0.5
+    process = await asyncio.create_subprocess_exec(
+        SHIM, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, env=place.environment("ADD")
+    )
+    if "agent" in waits_for:
+        process.stdin.write(place.config())
+        process.stdin.close()
+        await handler.begun.wait()
+    else:
+        while "S (sleeping)" not in Path(f"/proc/{process.pid}/status").read_text():  # noqa: ASYNC110  - no event tells
+            await asyncio.sleep(0.01)
+    process.send_signal(signal.SIGALRM)
+    output = json.loads(await process.stdout.read())
+    assert await process.wait() == 1
+    assert (output["code"], output["msg"]) == (11, f"gave up after 60 s of waiting for {waits_for}")
+    process.stdin.close()
+
+
+TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=6)
+JSON = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(10**20), 10**20)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | TEXTS,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXTS, inner, max_size=3),
+    max_leaves=6,
+)
+MEMBERS = st.sampled_from(["cniVersion", "name", "socket", "stateDir", "other", "a\\b"])
+OBJECTS = st.dictionaries(MEMBERS, TEXTS | JSON, max_size=4)
+MUTATIONS = st.lists(st.tuples(st.integers(0, 200), st.sampled_from('"\\{}[]:,0.eE+-u \n\tn')), max_size=2)
+
+
+@settings(max_examples=300, deadline=None)
+@given(value=OBJECTS, ascii_only=st.booleans(), mutations=MUTATIONS)
+def test_the_shim_takes_for_json_what_the_agent_does(value, ascii_only, mutations):
+    text = json.dumps(value, ensure_ascii=ascii_only)
+    for place, character in mutations:
+        text = text[: place % len(text)] + character + text[place % len(text) + 1 :]
+    try:
+        found = msgspec.json.decode(text)
+    except msgspec.DecodeError:
+        expected = False
+    else:
+        kept = (
+            [found.get(name) for name in ("cniVersion", "name", "socket", "stateDir")]
+            if isinstance(found, dict)
+            else [0]
+        )
+        expected = all(member is None or isinstance(member, str) for member in kept)
+    environment = {"CNI_COMMAND": "STATUS"}
+    shim = subprocess.run([SHIM], input=text.encode(), env=environment, capture_output=True, check=False)
+    assert (shim.returncode, shim.stderr) == (1, b"")
+    assert (json.loads(shim.stdout)["code"] != 6) == expected
 
 
 BAD_INPUT = {

@@ -7,7 +7,7 @@
  * leaves a note for the agent's next start.
  *
  * Nothing is allocated: every buffer is static and bounded. One timer bounds the whole run.
- * The frames are described in protocol.py, beside their Python encoder.
+ * The frames are described in frame.py, beside their Python encoder.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -43,14 +43,8 @@
 
 /* Error codes of the specification, and 8 of libcni. */
 enum {
-    INCOMPATIBLE_VERSION = 1,
-    BAD_ENVIRONMENT = 4,
-    IO_FAILURE = 5,
-    DECODING_FAILURE = 6,
-    BAD_CONFIG = 7,
-    BAD_NETNS = 8,
-    TRY_AGAIN_LATER = 11,
-    NOT_AVAILABLE = 50,
+    INCOMPATIBLE_VERSION = 1, BAD_ENVIRONMENT = 4, IO_FAILURE = 5, DECODING_FAILURE = 6, BAD_CONFIG = 7,
+    BAD_NETNS = 8, TRY_AGAIN_LATER = 11, NOT_AVAILABLE = 50,
 };
 
 /* Commands as bits, in the order of `commands`. */
@@ -72,31 +66,44 @@ static struct {
     [PATH] = {"CNI_PATH", "", ADD | DEL | CHECK},
 };
 
-/* A bounded, NUL-terminated copy of a JSON string; `overlong` where it did not fit. */
+/* A bounded, NUL-terminated copy of a JSON string; `cut` where it did not fit or holds a NUL. */
 struct text {
     char *bytes;
     size_t size, length;
-    bool overlong;
+    bool cut;
 };
 
 static const char *const versions[] = {"0.3.1", "0.4.0", "1.0.0", "1.1.0"};
 enum { VERSIONS = sizeof versions / sizeof *versions, VERSION_0_4_0 = 1, VERSION_1_1_0 = 3 };
 
-static char config[CONFIG_MAX_BYTES + 1];
-static char environment_block[ENVIRONMENT_MAX_BYTES];
-static char answer[ANSWER_MAX_BYTES];
-static char version_bytes[32], name_bytes[256], state_dir_bytes[1024];
-static char socket_bytes[sizeof((struct sockaddr_un *)0)->sun_path];
+struct request_header {
+    char magic[4];
+    uint16_t frame_version, reserved;
+    uint32_t environment_bytes, config_bytes;
+};
+struct answer_header {
+    char magic[4];
+    uint16_t frame_version, exit_code;
+    uint32_t output_bytes;
+};
+
+/* The request as it is sent, its parts one behind another; `config` points into it. */
+static struct {
+    struct request_header header;
+    char rest[ENVIRONMENT_MAX_BYTES + CONFIG_MAX_BYTES + 1];
+} request;
+static char *config, answer[ANSWER_MAX_BYTES];
+static size_t environment_bytes, config_bytes;
 static const char *waiting_for = "the network configuration on stdin";
-static struct text cni_version = {.bytes = version_bytes, .size = sizeof version_bytes};
-static struct text network = {.bytes = name_bytes, .size = sizeof name_bytes};
-static struct text socket_path = {.bytes = socket_bytes, .size = sizeof socket_bytes};
-static struct text state_dir = {.bytes = state_dir_bytes, .size = sizeof state_dir_bytes};
+#define TEXT(bytes_) {.bytes = (char[bytes_]){""}, .size = bytes_}
+static struct text cni_version = TEXT(32), network = TEXT(256), state_dir = TEXT(1024);
+static struct text socket_path = TEXT(sizeof((struct sockaddr_un *)0)->sun_path);
 
 /* ---- answers ---- */
 
 /* Index of the configuration's version in `versions`, or -1. */
 static int version_index(void) {
+    if (cni_version.cut) return -1;
     for (int i = 0; i < VERSIONS; i++)
         if (strcmp(cni_version.bytes, versions[i]) == 0) return i;
     return -1;
@@ -108,20 +115,17 @@ static void put_json_string(const char *s) {
         unsigned char c = (unsigned char)*s;
         if (c == '"' || c == '\\')
             printf("\\%c", c);
-        else if (c < 0x20 || c == 0x7f)
-            printf("\\u%04x", c);
-        else if (c < 0x80)
+        else if (c < 0x20 || c >= 0x7f) /* whether it is UTF-8 is unknown here, and JSON must be */
+            printf("\\u%04x", c < 0x80 ? c : 0xfffd);
+        else
             putchar(c);
-        else /* whether it is UTF-8 is unknown here, and JSON must be */
-            fputs("\\ufffd", stdout);
     }
     putchar('"');
 }
 
 /* Prints a CNI error and exits. `details` may be "". */
-static _Noreturn void fail(int code, const char *details, const char *format, ...)
-    __attribute__((format(printf, 3, 4)));
-static _Noreturn void fail(int code, const char *details, const char *format, ...) {
+__attribute__((format(printf, 3, 4))) static _Noreturn void fail(int code, const char *details,
+                                                                 const char *format, ...) {
     static char message[8192];
     va_list arguments;
     va_start(arguments, format);
@@ -134,23 +138,18 @@ static _Noreturn void fail(int code, const char *details, const char *format, ..
     fputs(",\"details\":", stdout);
     put_json_string(details);
     fputs("}\n", stdout);
-    fflush(stdout);
-    _exit(1);
-}
-
-static _Noreturn void succeed(void) {
-    fflush(stdout);
-    _exit(0);
+    exit(1);
 }
 
 /* VERSION: the specification asks for the input's own version back. */
 static _Noreturn void print_versions(void) {
+    alarm(0);
     fputs("{\"cniVersion\":", stdout);
     put_json_string(cni_version.length ? cni_version.bytes : versions[VERSIONS - 1]);
     fputs(",\"supportedVersions\":[", stdout);
     for (int i = 0; i < VERSIONS; i++) printf("%s\"%s\"", i ? "," : "", versions[i]);
     fputs("]}\n", stdout);
-    succeed();
+    exit(0);
 }
 
 /* ---- JSON (RFC 8259): checks the whole text, keeps four members of the outermost object ---- */
@@ -164,7 +163,7 @@ static bool scan_value(struct json *j, struct text *kept);
 
 static void set_text(struct text *t, const char *s) {
     t->length = strlen(strcpy(t->bytes, s));
-    t->overlong = false;
+    t->cut = false;
 }
 
 static void skip_space(struct json *j) {
@@ -182,7 +181,7 @@ static void keep(struct text *t, char c) {
     if (!t) return;
     /* A NUL would make the string end early for everyone who reads it as C's. */
     if (t->length + 1 >= t->size || c == '\0') {
-        t->overlong = true;
+        t->cut = true;
         return;
     }
     t->bytes[t->length++] = c;
@@ -275,7 +274,7 @@ static bool scan_member(struct json *j) {
     skip_space(j);
     if (!token(j, ":")) return false;
     skip_space(j);
-    struct text *kept = j->depth == 1 && !key.overlong ? keeper(key.bytes) : NULL;
+    struct text *kept = j->depth == 1 && !key.cut ? keeper(key.bytes) : NULL;
     if (!kept) return scan_value(j, NULL);
     /* Of a member given twice the last counts, as in Go and in the agent. */
     set_text(kept, "");
@@ -312,8 +311,8 @@ static bool scan_value(struct json *j, struct text *kept) {
     }
 }
 
-static void scan_config(size_t length) {
-    struct json j = {.at = config, .end = config + length};
+static void scan_config(void) {
+    struct json j = {.at = config, .end = config + config_bytes};
     skip_space(&j);
     bool whole = j.at < j.end && *j.at == '{' && scan_value(&j, NULL);
     if (whole) skip_space(&j);
@@ -341,28 +340,27 @@ static void read_environment(void) {
     if (!command) fail(BAD_ENVIRONMENT, "", "unknown CNI_COMMAND: %s", variables[COMMAND].value);
 }
 
-/* The CNI_* variables as NUL-terminated strings, one after another. Returns the bytes used. */
-static size_t copy_environment(void) {
+/* Puts the CNI_* variables into the request. */
+static void copy_environment(void) {
     extern char **environ;
-    size_t used = 0;
     for (char **entry = environ; *entry; entry++) {
         if (strncmp(*entry, "CNI_", 4) != 0) continue;
         size_t length = strlen(*entry) + 1;
-        if (length > sizeof environment_block - used)
+        if (length > ENVIRONMENT_MAX_BYTES - environment_bytes)
             fail(BAD_ENVIRONMENT, "", "the CNI_ variables exceed %d bytes together", ENVIRONMENT_MAX_BYTES);
-        memcpy(environment_block + used, *entry, length);
-        used += length;
+        memcpy(request.rest + environment_bytes, *entry, length);
+        environment_bytes += length;
     }
-    return used;
 }
 
-static size_t read_config(void) {
-    size_t length = 0;
-    while (length < sizeof config) {
-        ssize_t got = read(STDIN_FILENO, config + length, sizeof config - length);
+/* Puts stdin behind them. */
+static void read_config(void) {
+    config = request.rest + environment_bytes;
+    while (config_bytes <= CONFIG_MAX_BYTES) {
+        ssize_t got = read(STDIN_FILENO, config + config_bytes, CONFIG_MAX_BYTES + 1 - config_bytes);
         if (got < 0) fail(IO_FAILURE, "", "cannot read stdin: %s", strerror(errno));
-        if (got == 0) return length;
-        length += (size_t)got;
+        if (got == 0) return;
+        config_bytes += (size_t)got;
     }
     fail(DECODING_FAILURE, "", "stdin holds more than %d bytes", CONFIG_MAX_BYTES);
 }
@@ -377,12 +375,12 @@ static bool is_identifier(const char *s) {
 
 static void check_names(void) {
     const char *container_id = variables[CONTAINERID].value, *ifname = variables[IFNAME].value;
-    if (network.overlong) fail(BAD_CONFIG, "", "network name is too long");
+    if (network.cut) fail(BAD_CONFIG, "", "network name is too long or holds a NUL");
     if (!network.length) fail(BAD_CONFIG, "", "missing network name");
     if (!is_identifier(network.bytes))
         fail(BAD_CONFIG, network.bytes, "invalid characters found in network name");
-    if (socket_path.overlong) fail(BAD_CONFIG, "", "`socket` is longer than a unix socket's path can be");
-    if (state_dir.overlong) fail(BAD_CONFIG, "", "`stateDir` is too long");
+    if (socket_path.cut) fail(BAD_CONFIG, "", "`socket` is longer than a unix socket's path or holds a NUL");
+    if (state_dir.cut) fail(BAD_CONFIG, "", "`stateDir` is too long or holds a NUL");
     if (command & (GC | STATUS)) return;
     if (!is_identifier(container_id))
         fail(BAD_ENVIRONMENT, container_id, "invalid characters in containerID");
@@ -435,7 +433,7 @@ static int open_netns(void) {
 
 /* An empty file named CONTAINERID:IFNAME, for the agent's next start; ':' occurs in neither. */
 static void leave_note(void) {
-    char path[sizeof state_dir_bytes + 300];
+    char path[1024 + 300];
     const char *container_id = variables[CONTAINERID].value, *ifname = variables[IFNAME].value;
     if (strlen(container_id) + strlen(ifname) + 1 > 255)
         fail(BAD_ENVIRONMENT, container_id, "CNI_CONTAINERID is too long to be noted as deleted");
@@ -454,7 +452,7 @@ static _Noreturn void answer_alone(const char *reason) {
     static char details[256];
     if (command == DEL) {
         leave_note();
-        succeed();
+        exit(0);
     }
     snprintf(details, sizeof details, "%s: %s", socket_path.bytes, reason);
     fail(command == STATUS ? NOT_AVAILABLE : TRY_AGAIN_LATER, details,
@@ -463,18 +461,6 @@ static _Noreturn void answer_alone(const char *reason) {
 }
 
 /* ---- with the agent ---- */
-
-struct request_header {
-    char magic[4];
-    uint16_t frame_version, reserved;
-    uint32_t environment_bytes, config_bytes;
-};
-
-struct answer_header {
-    char magic[4];
-    uint16_t frame_version, exit_code;
-    uint32_t output_bytes;
-};
 
 static int connect_agent(void) {
     struct sockaddr_un address = {.sun_family = AF_UNIX};
@@ -485,16 +471,13 @@ static int connect_agent(void) {
     return fd;
 }
 
-static void send_request(int fd, int netns_fd, size_t environment_bytes, size_t config_bytes) {
-    struct request_header header = {
+static void send_request(int fd, int netns_fd) {
+    request.header = (struct request_header){
         .magic = "POPL",
         .frame_version = htons(1),
         .environment_bytes = htonl((uint32_t)environment_bytes),
         .config_bytes = htonl((uint32_t)config_bytes),
     };
-    struct iovec parts[] = {
-        {&header, sizeof header}, {environment_block, environment_bytes}, {config, config_bytes}};
-    struct iovec *part = parts, *end = parts + 3;
     union {
         struct cmsghdr header;
         char bytes[CMSG_SPACE(sizeof(int))];
@@ -503,21 +486,17 @@ static void send_request(int fd, int netns_fd, size_t environment_bytes, size_t 
     control.header.cmsg_level = SOL_SOCKET;
     control.header.cmsg_type = SCM_RIGHTS;
     memcpy(CMSG_DATA(&control.header), &netns_fd, sizeof netns_fd);
-    bool pass = netns_fd >= 0;
-    while (part < end) {
-        struct msghdr message = {.msg_iov = part, .msg_iovlen = (size_t)(end - part)};
-        if (pass) {
-            message.msg_control = &control;
-            message.msg_controllen = sizeof control;
-        }
+    struct iovec left = {&request, sizeof request.header + environment_bytes + config_bytes};
+    struct msghdr message = {.msg_iov = &left, .msg_iovlen = 1};
+    if (netns_fd >= 0) message.msg_control = &control, message.msg_controllen = sizeof control;
+    while (left.iov_len) {
         ssize_t sent = sendmsg(fd, &message, MSG_NOSIGNAL);
+        /* An agent that refuses without reading everything has said why before it closed. */
+        if (sent < 0 && (errno == EPIPE || errno == ECONNRESET)) return;
         if (sent < 0) answer_alone(strerror(errno));
-        pass = false; /* it went with the first byte */
-        while (part < end && (size_t)sent >= part->iov_len) sent -= (ssize_t)(part++)->iov_len;
-        if (part < end) {
-            part->iov_base = (char *)part->iov_base + sent;
-            part->iov_len -= (size_t)sent;
-        }
+        message.msg_controllen = 0; /* the descriptor went with the first byte */
+        left.iov_base = (char *)left.iov_base + sent;
+        left.iov_len -= (size_t)sent;
     }
 }
 
@@ -553,9 +532,10 @@ int main(void) {
     signal(SIGALRM, on_deadline);
     alarm(DEADLINE_S);
     read_environment();
-    size_t config_bytes = read_config();
+    copy_environment();
+    read_config();
     /* Old runtimes ask for VERSION with nothing on stdin. */
-    if (config_bytes || command != VERSION) scan_config(config_bytes);
+    if (config_bytes || command != VERSION) scan_config();
     if (command == VERSION) print_versions();
     check_names();
     check_version();
@@ -563,8 +543,7 @@ int main(void) {
     if (!state_dir.length) set_text(&state_dir, DEFAULT_STATE_DIR);
     waiting_for = "the answer of the poplin agent";
     int netns_fd = open_netns();
-    size_t environment_bytes = copy_environment();
     int fd = connect_agent();
-    send_request(fd, netns_fd, environment_bytes, config_bytes);
+    send_request(fd, netns_fd);
     return print_answer(fd);
 }
