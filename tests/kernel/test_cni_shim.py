@@ -611,3 +611,13 @@ async def test_requests_equal_those_of_the_python_encoder(place, server, handler
     await place.run("DEL", environment={"CNI_NETNS": None})
     by_python, by_shim = handler.asked
     assert by_python == by_shim
+
+
+async def test_closing_drops_clients_that_have_only_just_connected(place, handler):
+    server = CniServer(handler)
+    server.listen(place.socket)
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(str(place.socket))
+        server._accept(server._listener)
+        await server.close()
+        assert client.recv(1) == b""

@@ -6,6 +6,7 @@ import logging
 import os
 import socket
 import struct
+from functools import partial
 from pathlib import Path
 from typing import Final, Protocol
 from weakref import WeakValueDictionary
@@ -132,10 +133,11 @@ class CniServer:
             task = asyncio.create_task(self._serve(connection), name="cni client")
             self._clients.add(task)
             self._reading.add(task)
-            task.add_done_callback(self._leave)
+            task.add_done_callback(partial(self._leave, connection))
         self._pause()
 
-    def _leave(self, task: asyncio.Task[None]) -> None:
+    def _leave(self, connection: socket.socket, task: asyncio.Task[None]) -> None:
+        connection.close()  # here, since a task that is cancelled before its first step runs none of its own code
         self._clients.discard(task)
         self._reading.discard(task)
         self._resume()
@@ -154,7 +156,6 @@ class CniServer:
         finally:
             for descriptor in descriptors:
                 os.close(descriptor)
-            connection.close()
 
     async def _answer(self, connection: socket.socket, descriptors: list[int]) -> Answer:
         cni_version = VERSIONS[-1]
