@@ -1,0 +1,406 @@
+"""What happens to an object from its creation to its end: the rules that all types share.
+
+https://github.com/kubernetes/community/blob/master/contributors/devel/sig-architecture/api-conventions.md
+Nothing here knows of HTTP: the REST handlers and the server's own controllers call the same methods.
+"""
+
+import copy
+import secrets
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final
+
+import msgspec
+
+from poplin.apiserver import rules, status
+from poplin.apiserver.collection import Collection, Entry, Key, Object, make_entry
+from poplin.apiserver.defaults import carry, derive
+from poplin.apiserver.resource import Registry, Resource
+from poplin.apiserver.schema import Findings, admit
+from poplin.apiserver.status import Cause
+from poplin.apiserver.store import StaleError, Store
+from poplin.apiserver.syntax import check_metadata
+
+ORPHAN: Final = "orphan"
+FOREGROUND: Final = "foregroundDeletion"
+SUFFIX_ALPHABET: Final = "bcdfghjklmnpqrstvwxz2456789"
+NAMESPACES: Final = "/namespaces"
+Change = Callable[[Object], Object]
+Hook = Callable[[Resource, Object, Object | None], None]
+"""Called with every object about to be stored, and its old version: may change it, or raise StatusError."""
+
+
+@dataclass(slots=True)
+class Options:
+    """What a request asks beside its object. `warnings` collects what the client should be told."""
+
+    dry_run: bool = False
+    field_validation: str = "Warn"
+    warnings: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class DeleteOptions:
+    """None is the type's default. `policy` is Background, Foreground or Orphan."""
+
+    grace_period_s: int | None = None
+    policy: str | None = None
+    uid: str | None = None
+    revision: str | None = None
+
+
+class Lifecycle:
+    """Create, update and delete on a store. `hooks` run before validation, in their order."""
+
+    def __init__(self, store: Store, registry: Registry, hooks: Sequence[Hook] = ()) -> None:
+        self.store = store
+        self.registry = registry
+        self.hooks = list(hooks)
+
+    def collection(self, resource: Resource) -> Collection:
+        return self.store.open(resource.store, resource.fields)
+
+    def get(self, resource: Resource, key: Key) -> Entry:
+        """The newest durable version. Raises StatusError NotFound."""
+        entry = self.collection(resource).entries.get(key)
+        if entry is None:
+            raise status.not_found(resource.plural, resource.group, key[1])
+        return entry
+
+    async def create(self, resource: Resource, namespace: str, given: Object, options: Options) -> Entry:
+        """Store a new object. Raises StatusError."""
+        document = self.admit(resource, given, options)
+        metadata = document["metadata"]
+        _check_namespace(resource, metadata, namespace)
+        if metadata.pop("resourceVersion", None):
+            raise status.bad_request("resourceVersion should not be set on objects to be created")
+        for key in ("deletionTimestamp", "deletionGracePeriodSeconds", "selfLink", "managedFields"):
+            metadata.pop(key, None)
+        prefix = metadata.get("generateName")
+        generated = bool(prefix) and not metadata.get("name")
+        if not metadata.get("name") and not prefix:
+            cause = Cause(
+                "metadata.name", "Required value: name or generateName is required", "FieldValueRequired"
+            )
+            raise status.invalid(resource.kind, resource.group, "", [cause])
+        metadata.update(uid=str(uuid.uuid4()), creationTimestamp=timestamp())
+        if resource.generation:
+            metadata["generation"] = 1
+        if resource.namespaced:
+            self._check_namespace_lives(resource, namespace, metadata.get("name", ""))
+        _reset_status(resource, document)
+        collection = self.collection(resource)
+        for attempt in range(8):
+            draft = copy.deepcopy(document) if generated else document
+            if generated:
+                draft["metadata"]["name"] = prefix[:58] + "".join(
+                    secrets.choice(SUFFIX_ALPHABET) for _ in range(5)
+                )
+            self._complete(resource, draft, None)
+            place: Key = (namespace, draft["metadata"]["name"])
+            if collection.head(place) is None:
+                break
+            if not generated or attempt == 7:
+                raise status.already_exists(resource.plural, resource.group, place[1])
+        if options.dry_run:
+            return _unsaved(collection, place, draft)
+        return await self.store.write(collection, place, draft, None)
+
+    async def update(
+        self, resource: Resource, key: Key, change: Change, options: Options, *, part: str = ""
+    ) -> Entry:
+        """Store what `change` makes of the object; again on the newer version where another write was first.
+
+        `part` is "" for all but the status, or the subresource that is written. Raises StatusError.
+        """
+        collection = self.collection(resource)
+        while True:
+            old = collection.head(key)
+            if old is None:
+                raise status.not_found(resource.plural, resource.group, key[1])
+            before = old.decode()
+            document = change(resource.present(old.decode()))
+            after = self._merge_update(resource, before, document, options, part)
+            if after == before or options.dry_run:
+                return old if after == before else _unsaved(collection, key, after)
+            try:
+                if _is_finished(resource, after):
+                    return await self.store.delete(collection, after, old)
+                return await self.store.write(collection, key, after, old)
+            except StaleError:
+                continue
+
+    def _merge_update(
+        self, resource: Resource, before: Object, document: Object, options: Options, part: str
+    ) -> Object:
+        old = before["metadata"]
+        name = old["name"]
+        given = document.get("metadata") or {}
+        if given.get("resourceVersion") not in {None, "", old["resourceVersion"]}:
+            raise status.conflict(resource.plural, resource.group, name)
+        if given.get("uid") not in {None, "", old["uid"]}:
+            why = (
+                f"Precondition failed: UID in precondition: {given['uid']}, UID in object meta: {old['uid']}"
+            )
+            raise status.conflict(resource.plural, resource.group, name, why)
+        if given.get("name", name) != name or given.get("namespace", old.get("namespace")) != old.get(
+            "namespace"
+        ):
+            raise status.bad_request("the name or namespace of the object does not match the one on the URL")
+        after = self.admit(resource, document, options)
+        if part == "status":
+            allowed = {key: given[key] for key in ("labels", "annotations") if key in given}
+            after = {**before, "status": after.get("status", {})}
+            after["metadata"] = {**old, **(allowed if resource.status_metadata else {})}
+        elif part == "finalize":
+            after = {**before, "spec": after.get("spec", {}), "metadata": dict(old)}
+        elif resource.status and not part:
+            after.pop("status", None)
+            if "status" in before:
+                after["status"] = before["status"]
+        metadata = after["metadata"]
+        for key in (
+            "uid",
+            "creationTimestamp",
+            "deletionTimestamp",
+            "deletionGracePeriodSeconds",
+            "generateName",
+        ):
+            metadata.pop(key, None)
+            if key in old:
+                metadata[key] = old[key]
+        for key in ("name", "namespace", "resourceVersion", "generation"):
+            if key in old:
+                metadata[key] = old[key]
+        metadata.pop("managedFields", None)
+        metadata.pop("selfLink", None)
+        for key in ("labels", "annotations", "finalizers", "ownerReferences"):
+            if key in metadata and not metadata[key]:
+                del metadata[key]
+        if "deletionTimestamp" in old:
+            added = set(metadata.get("finalizers", ())) - set(old.get("finalizers", ()))
+            if added:
+                message = (
+                    f"Forbidden: no new finalizers can be added if the object is being deleted, found {added}"
+                )
+                cause = Cause("metadata.finalizers", message, "FieldValueForbidden")
+                raise status.invalid(resource.kind, resource.group, name, [cause])
+        if resource.kind == "Namespace" and part != "finalize":
+            after["spec"] = before.get("spec", {})
+        if part != "status":
+            carry(resource.group, resource.kind, after, before)
+        self._complete(resource, after, before)
+        if resource.generation and _desired(after) != _desired(before):
+            metadata["generation"] = old.get("generation", 0) + 1
+        return after
+
+    async def delete(
+        self, resource: Resource, key: Key, options: DeleteOptions, *, dry_run: bool = False
+    ) -> Entry:
+        """Delete, or mark for deletion where finalizers or a grace period hold it. Raises StatusError.
+
+        Returns the object as it is now; it is gone where `is_gone` says so.
+        """
+        collection = self.collection(resource)
+        while True:
+            old = collection.head(key)
+            if old is None:
+                raise status.not_found(resource.plural, resource.group, key[1])
+            _check_preconditions(resource, old, options)
+            before = old.decode()
+            after = _mark_deleted(resource, before, options)
+            if dry_run or after == before:
+                return old
+            try:
+                if _is_finished(resource, after):
+                    return await self.store.delete(collection, after, old)
+                return await self.store.write(collection, key, after, old)
+            except StaleError:
+                continue
+
+    def is_gone(self, resource: Resource, entry: Entry) -> bool:
+        now = self.collection(resource).entries.get(entry.key)
+        return now is None or now.uid != entry.uid
+
+    def admit(self, resource: Resource, given: Object, options: Options) -> Object:
+        """The document in its stored form: checked against the schema, pruned, defaults filled in."""
+        if not isinstance(given, dict) or not isinstance(given.get("metadata", {}), dict | None):
+            raise status.bad_request("the object provided is not an object with metadata")
+        _check_type(resource, given)
+        metadata = given.get("metadata") or {}
+        given["metadata"] = metadata
+        findings = Findings()
+        admit(given, resource.schema, findings)
+        if findings.unknown and options.field_validation == "Strict":
+            listed = ", ".join(f'unknown field "{path}"' for path in findings.unknown)
+            message = (
+                f"{resource.kind} in version {resource.version!r} cannot be handled as a {resource.kind}: "
+            )
+            raise status.bad_request(f"{message}strict decoding error: {listed}".replace("'", '"'))
+        if findings.unknown and options.field_validation == "Warn":
+            options.warnings.extend(f'unknown field "{path}"' for path in findings.unknown)
+        name = metadata.get("name") or ""
+        if findings.mistyped and not resource.custom:
+            listed = "; ".join(cause.message for cause in findings.mistyped)
+            message = (
+                f'{resource.kind} in version "{resource.version}" cannot be handled as a {resource.kind}: '
+            )
+            raise status.bad_request(message + listed)
+        faults = findings.mistyped + findings.faults
+        if not resource.custom:
+            # Clients of typed languages leave zero values out of a status; nothing checks them there either.
+            faults = [fault for fault in faults if not fault.field.startswith(("status.", "metadata."))]
+        if faults:
+            raise status.invalid(resource.kind, resource.group, name, faults)
+        return resource.accept(given)
+
+    def _complete(self, resource: Resource, document: Object, old: Object | None) -> None:
+        derive(resource.group, resource.kind, document)
+        for hook in self.hooks:
+            hook(resource, document, old)
+        kind, group, metadata = resource.kind, resource.group, document["metadata"]
+        causes = list(check_metadata(metadata, group, kind))
+        if not resource.custom:
+            causes.extend(rules.validate(group, kind, document, old))
+        if causes:
+            raise status.invalid(kind, group, metadata.get("name", ""), causes)
+
+    def _check_namespace_lives(self, resource: Resource, namespace: str, name: str) -> None:
+        entry = self.store.open(NAMESPACES).head(("", namespace))
+        if entry is None:
+            raise status.not_found("namespaces", "", namespace)
+        if entry.deleting:
+            why = f"unable to create new content in namespace {namespace} because it is being terminated"
+            cause = Cause(
+                "metadata.namespace", f"namespace {namespace} is being terminated", "NamespaceTerminating"
+            )
+            raise status.forbidden(resource.plural, resource.group, name, why, [cause])
+
+
+def timestamp(after_s: float = 0) -> str:
+    """Now, or some seconds later, as metav1.Time is written."""
+    return (datetime.now(UTC) + timedelta(seconds=after_s)).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def _desired(document: Object) -> Any:
+    return {key: value for key, value in document.items() if key not in {"metadata", "status"}}
+
+
+def _unsaved(collection: Collection, key: Key, document: Object) -> Entry:
+    """The entry of a dry run: as it would be, under the revision it is based on."""
+    return make_entry(key, 0, msgspec.json.encode(document), document, collection.fields)
+
+
+def _check_type(resource: Resource, document: Object) -> None:
+    version, kind = document.get("apiVersion"), document.get("kind")
+    if version and version != resource.api_version:
+        raise status.bad_request(
+            f"the API version in the data ({version}) does not match the expected API version ({resource.api_version})"
+        )
+    if kind and kind != resource.kind:
+        raise status.bad_request(
+            f"the kind in the data ({kind}) does not match the expected kind ({resource.kind})"
+        )
+
+
+def _check_namespace(resource: Resource, metadata: Object, namespace: str) -> None:
+    given = metadata.get("namespace")
+    if not resource.namespaced:
+        metadata.pop("namespace", None)
+    elif given and given != namespace:
+        message = (
+            f"the namespace of the provided object does not match the namespace sent on the request: {given}"
+        )
+        raise status.bad_request(message)
+    else:
+        metadata["namespace"] = namespace
+
+
+def _reset_status(resource: Resource, document: Object) -> None:
+    """A new object has no status of its client's, but for a Node's: the kubelet registers with one."""
+    kind = (resource.group, resource.kind)
+    if resource.status and kind != ("", "Node"):
+        document.pop("status", None)
+    if kind == ("", "Pod"):
+        document["status"] = {"phase": "Pending", "qosClass": _quality(document.get("spec") or {})}
+    elif kind == ("", "Namespace"):
+        document["status"] = {"phase": "Active"}
+    elif kind == ("", "Service"):
+        document["status"] = {"loadBalancer": {}}
+    elif resource.status and not resource.custom:
+        document.setdefault("status", {})
+
+
+def _quality(spec: Object) -> str:
+    """A pod's quality of service class, from its containers' resources."""
+    resources = [container.get("resources") or {} for container in spec.get("containers") or ()]
+    if not any(one.get("requests") or one.get("limits") for one in resources):
+        return "BestEffort"
+    for one in resources:
+        limits, requests = one.get("limits") or {}, one.get("requests") or {}
+        if not {"cpu", "memory"} <= limits.keys() or {**limits, **requests} != limits:
+            return "Burstable"
+    return "Guaranteed"
+
+
+def _check_preconditions(resource: Resource, entry: Entry, options: DeleteOptions) -> None:
+    for what, wanted, actual in (
+        ("UID", options.uid, entry.uid),
+        ("ResourceVersion", options.revision, str(entry.revision)),
+    ):
+        if wanted and wanted != actual:
+            why = f"Precondition failed: {what} in precondition: {wanted}, {what} in object meta: {actual}"
+            raise status.conflict(resource.plural, resource.group, entry.key[1], why)
+
+
+def _mark_deleted(resource: Resource, before: Object, options: DeleteOptions) -> Object:
+    """The object with a deletion timestamp, the finalizers of the policy, and the grace period it gets."""
+    metadata = dict(before["metadata"])
+    after = {**before, "metadata": metadata}
+    finalizers = [
+        name
+        for name in metadata.get("finalizers", ())
+        if options.policy is None or name not in {ORPHAN, FOREGROUND}
+    ]
+    wanted = {"Orphan": ORPHAN, "Foreground": FOREGROUND}.get(options.policy or "")
+    if wanted and wanted not in finalizers:
+        finalizers.append(wanted)
+    metadata.pop("finalizers", None)
+    if finalizers:
+        metadata["finalizers"] = finalizers
+    grace_s = _grace_period(resource, before, options)
+    previous = metadata.get("deletionGracePeriodSeconds")
+    if "deletionTimestamp" not in metadata or (previous is not None and grace_s < previous):
+        metadata["deletionTimestamp"] = timestamp(grace_s)
+        metadata["deletionGracePeriodSeconds"] = grace_s
+        if resource.generation and "generation" in metadata and previous is None:
+            metadata["generation"] += 1
+    if (resource.group, resource.kind) == ("", "Namespace"):
+        after["status"] = {**before.get("status", {}), "phase": "Terminating"}
+    return after
+
+
+def _grace_period(resource: Resource, document: Object, options: DeleteOptions) -> int:
+    """Seconds; only pods that a node runs have any."""
+    spec = document.get("spec") or {}
+    if (resource.group, resource.kind) != ("", "Pod") or not spec.get("nodeName"):
+        return 0
+    if (document.get("status") or {}).get("phase") in {"Succeeded", "Failed"}:
+        return 0
+    if options.grace_period_s is not None:
+        return max(0, options.grace_period_s)
+    return int(spec.get("terminationGracePeriodSeconds", 30))
+
+
+def _is_finished(resource: Resource, document: Object) -> bool:
+    """Whether nothing holds an object that is being deleted any more."""
+    metadata = document["metadata"]
+    if "deletionTimestamp" not in metadata or metadata.get("finalizers"):
+        return False
+    if (resource.group, resource.kind) == ("", "Namespace") and (document.get("spec") or {}).get(
+        "finalizers"
+    ):
+        return False
+    return not metadata.get("deletionGracePeriodSeconds")

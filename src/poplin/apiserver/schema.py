@@ -1,0 +1,302 @@
+"""Schemas of objects: unknown fields pruned, defaults filled in, and what is wrong told by path.
+
+One walk serves built-in types and custom resources. The schemas are OpenAPI v3 as Kubernetes writes it
+("structural schemas": https://kubernetes.io/docs/tasks/extend-kubernetes/custom-resources/
+custom-resource-definitions/#specifying-a-structural-schema). CEL rules are not evaluated.
+"""
+
+import copy
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from poplin.apiserver.status import Cause
+
+PYTHON_TYPES: Mapping[str, tuple[type, ...]] = {
+    "string": (str,),
+    "integer": (int,),
+    "number": (int, float),
+    "boolean": (bool,),
+    "object": (dict,),
+    "array": (list,),
+}
+Path = tuple[Any, ...] | None
+"""A path as linked pairs (parent, key), so that walking costs no string."""
+
+
+@dataclass(slots=True)
+class Node:
+    """What one value may be. `types` empty: anything. `additional` is the schema of unnamed members."""
+
+    types: tuple[str, ...] = ()
+    properties: dict[str, "Node"] = field(default_factory=dict)
+    defaults: list[tuple[str, Any]] = field(default_factory=list)
+    items: "Node | None" = None
+    additional: "Node | None" = None
+    required: tuple[str, ...] = ()
+    preserve: bool = False
+    nullable: bool = False
+    embedded: bool = False
+    enum: tuple[Any, ...] = ()
+    pattern: "re.Pattern[str] | None" = None
+    format: str = ""
+    bounds: tuple[tuple[str, Any], ...] = ()
+    alternatives: tuple[tuple[str, tuple["Node", ...]], ...] = ()
+    merge_key: str = ""
+    merge: bool = False
+    retain_keys: bool = False
+    list_type: str = ""
+    map_keys: tuple[str, ...] = ()
+    accepts: tuple[type, ...] = ()
+
+
+BOUNDS = (
+    "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf", "minLength", "maxLength",
+    "minItems", "maxItems", "minProperties", "maxProperties", "uniqueItems",
+)  # fmt: skip
+
+
+class Compiler:
+    """Turns schema documents into nodes. `definitions` are what "#/components/schemas/NAME" means."""
+
+    def __init__(self, definitions: Mapping[str, Mapping[str, Any]]) -> None:
+        self._definitions = definitions
+        self._known: dict[str, Node] = {}
+
+    def definition(self, name: str) -> Node:
+        """The node of one definition; each is compiled once, when it is first asked for."""
+        node = self._known.get(name)
+        if node is None:
+            node = self._known[name] = Node()
+            self._fill(node, self._definitions[name])
+        return node
+
+    def compile(self, schema: Mapping[str, Any]) -> Node:
+        reference = schema.get("$ref") or next(
+            (part["$ref"] for part in schema.get("allOf", ()) if "$ref" in part), None
+        )
+        if reference is None:
+            node = Node()
+            self._fill(node, schema)
+            return node
+        target = self.definition(reference.rpartition("/")[2])
+        if schema.get("x-kubernetes-patch-strategy") == "retainKeys":
+            return replace(target, retain_keys=True)
+        return target
+
+    def _fill(self, node: Node, schema: Mapping[str, Any]) -> None:
+        node.types = _types(schema)
+        node.accepts = tuple(kind for name in node.types for kind in PYTHON_TYPES[name])
+        node.required = tuple(schema.get("required") or ())
+        node.preserve = bool(schema.get("x-kubernetes-preserve-unknown-fields"))
+        node.nullable = bool(schema.get("nullable"))
+        node.embedded = bool(schema.get("x-kubernetes-embedded-resource"))
+        node.enum = tuple(schema.get("enum") or ())
+        node.pattern = re.compile(schema["pattern"]) if schema.get("pattern") else None
+        node.format = schema.get("format", "")
+        node.bounds = tuple((name, schema[name]) for name in BOUNDS if schema.get(name) is not None)
+        strategies = schema.get("x-kubernetes-patch-strategy", "").split(",")
+        node.merge = "merge" in strategies
+        node.retain_keys = "retainKeys" in strategies
+        node.merge_key = schema.get("x-kubernetes-patch-merge-key", "")
+        node.list_type = schema.get("x-kubernetes-list-type", "")
+        node.map_keys = tuple(schema.get("x-kubernetes-list-map-keys") or ())
+        for key, body in (schema.get("properties") or {}).items():
+            node.properties[key] = self.compile(body)
+            if body.get("default") is not None:
+                node.defaults.append((key, body["default"]))
+        if isinstance(schema.get("items"), Mapping):
+            node.items = self.compile(schema["items"])
+        additional = schema.get("additionalProperties")
+        if isinstance(additional, Mapping):
+            node.additional = self.compile(additional)
+        elif additional is True or (node.types == ("object",) and not node.properties and additional is None):
+            # A free-form object of the built-in types (RawExtension, FieldsV1) says no more than "object".
+            node.preserve = node.preserve or additional is True or not schema.get("x-structural")
+        if not node.types and not node.properties:
+            node.preserve = True
+        if not schema.get("x-kubernetes-int-or-string"):
+            node.alternatives = tuple(
+                (word, tuple(self.compile(part) for part in schema[word]))
+                for word in ("allOf", "anyOf", "oneOf")
+                if schema.get(word) and not any("type" in part for part in schema[word])
+            )
+
+
+def _types(schema: Mapping[str, Any]) -> tuple[str, ...]:
+    if schema.get("x-kubernetes-int-or-string"):
+        return ("integer", "string")
+    if "type" in schema:
+        return (schema["type"],)
+    # Quantity and IntOrString are written as a choice of plain types.
+    return tuple(part["type"] for part in schema.get("oneOf", ()) if "type" in part)
+
+
+def render_path(path: Path) -> str:
+    """The path as Kubernetes writes it: spec.ports[0].port."""
+    parts: list[str] = []
+    while path is not None:
+        path, key = path
+        parts.append(f"[{key}]" if isinstance(key, int) else f".{key}" if key.isidentifier() else f"[{key}]")
+    return "".join(reversed(parts)).removeprefix(".")
+
+
+@dataclass(slots=True)
+class Findings:
+    """What a walk met: `unknown` paths (pruned), `mistyped` values and other `faults`."""
+
+    unknown: list[str] = field(default_factory=list)
+    mistyped: list[Cause] = field(default_factory=list)
+    faults: list[Cause] = field(default_factory=list)
+
+
+def admit(value: Any, node: Node, findings: Findings, path: Path = None) -> Any:
+    """`value` brought into the schema's form, in place where it is an object or array.
+
+    Unknown members are dropped, nulls dropped where they are not allowed, defaults filled in; every
+    departure is added to `findings`.
+    """
+    if node.accepts and (not isinstance(value, node.accepts) or _is_stray_boolean(value, node)):
+        if isinstance(value, float) and value.is_integer() and "integer" in node.types:
+            value = int(value)
+        elif not (value is None and node.nullable):
+            findings.mistyped.append(_mistyped(value, node, path))
+            return value
+    if isinstance(value, dict):
+        _admit_object(value, node, findings, path)
+    elif isinstance(value, list):
+        if node.items is not None:
+            for index, item in enumerate(value):
+                value[index] = admit(item, node.items, findings, (path, index))
+        if node.list_type in {"set", "map"}:
+            _check_unique(value, node, findings, path)
+    if node.enum or node.pattern or node.bounds or node.format or node.alternatives:
+        _check_value(value, node, findings, path)
+    return value
+
+
+def _admit_object(value: dict[str, Any], node: Node, findings: Findings, path: Path) -> None:
+    properties = node.properties
+    for key, default in node.defaults:
+        if value.get(key) is None and not (key in value and properties[key].nullable):
+            value[key] = copy.deepcopy(default)
+    for key, item in list(value.items()):
+        child = properties.get(key) or node.additional
+        if child is None:
+            if not node.preserve and not (node.embedded and key in {"apiVersion", "kind", "metadata"}):
+                findings.unknown.append(render_path((path, key)))
+                del value[key]
+        elif item is None and not child.nullable and child.types:
+            del value[key]
+        else:
+            value[key] = admit(item, child, findings, (path, key))
+    for key in node.required:
+        if key not in value:
+            findings.faults.append(Cause(render_path((path, key)), "Required value", "FieldValueRequired"))
+
+
+def _is_stray_boolean(value: Any, node: Node) -> bool:
+    return isinstance(value, bool) and bool not in node.accepts
+
+
+def type_name(value: Any) -> str:
+    if isinstance(value, bool):
+        return "boolean"
+    return next((name for name, kinds in PYTHON_TYPES.items() if isinstance(value, kinds)), "null")
+
+
+def _mistyped(value: Any, node: Node, path: Path) -> Cause:
+    name, wanted = type_name(value), " or ".join(node.types)
+    where = render_path(path)
+    message = f'Invalid value: "{name}": {where} in body must be of type {wanted}: "{name}"'
+    return Cause(where, message, "FieldValueTypeInvalid")
+
+
+def _check_unique(value: list[Any], node: Node, findings: Findings, path: Path) -> None:
+    seen: set[str] = set()
+    for index, item in enumerate(value):
+        if node.list_type == "map":
+            if not isinstance(item, dict):
+                continue
+            # Keys with a default that the item leaves out (a container port's protocol) are filled in by now.
+            shown = ", ".join(f"{key}={item.get(key)!r}" for key in node.map_keys)
+        else:
+            shown = repr(item)
+        if shown in seen:
+            where = render_path((path, index))
+            findings.faults.append(Cause(where, f"Duplicate value: {shown}", "FieldValueDuplicate"))
+        seen.add(shown)
+
+
+def _check_value(value: Any, node: Node, findings: Findings, path: Path) -> None:
+    where = render_path(path)
+    shown = f'"{value}"' if isinstance(value, str) else str(value)
+    if node.enum and value not in node.enum:
+        choices = ", ".join(f'"{choice}"' if isinstance(choice, str) else str(choice) for choice in node.enum)
+        message = f"Unsupported value: {shown}: supported values: {choices}"
+        findings.faults.append(Cause(where, message, "FieldValueNotSupported"))
+    if node.pattern and isinstance(value, str) and not node.pattern.search(value):
+        message = f"Invalid value: {shown}: {where} in body should match '{node.pattern.pattern}'"
+        findings.faults.append(Cause(where, message))
+    if node.format and isinstance(value, str) and (check := FORMATS.get(node.format)) and not check(value):
+        message = f"Invalid value: {shown}: {where} in body must be of type {node.format}: {shown}"
+        findings.mistyped.append(Cause(where, message))
+    for rule in _broken_bounds(value, dict(node.bounds)):
+        findings.faults.append(Cause(where, f"Invalid value: {shown}: {where} in body {rule}"))
+    for word, choices_ in node.alternatives:
+        if not _satisfied(value, word, choices_):
+            message = f"Invalid value: {shown}: {where} in body must validate {WORDS[word]} schema ({word})"
+            findings.faults.append(Cause(where, message))
+
+
+WORDS = {"allOf": "every", "anyOf": "at least one", "oneOf": "one and only one"}
+
+
+def _satisfied(value: Any, word: str, choices: Iterable[Node]) -> bool:
+    """Whether `value` meets a choice of schemas, which only check and never prune or default."""
+    results = []
+    for choice in choices:
+        findings = Findings()
+        admit(copy.deepcopy(value), replace(choice, preserve=True), findings)
+        results.append(not findings.faults and not findings.mistyped)
+    return {"allOf": all(results), "anyOf": any(results), "oneOf": results.count(True) == 1}[word]
+
+
+def _broken_bounds(value: Any, bounds: Mapping[str, Any]) -> Iterable[str]:
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        low, high = bounds.get("minimum"), bounds.get("maximum")
+        strict_low, strict_high = bounds.get("exclusiveMinimum"), bounds.get("exclusiveMaximum")
+        if low is not None and (value < low or (strict_low and value == low)):
+            yield f"should be greater than {'' if strict_low else 'or equal to '}{low}"
+        if high is not None and (value > high or (strict_high and value == high)):
+            yield f"should be less than {'' if strict_high else 'or equal to '}{high}"
+        if (step := bounds.get("multipleOf")) and value % step:
+            yield f"should be a multiple of {step}"
+        return
+    for kind, suffix, noun in SIZES:
+        if isinstance(value, kind):
+            size = len(value)  # type: ignore[arg-type]  # all of them have one
+            if (least := bounds.get(f"min{suffix}")) is not None and size < least:
+                yield f"should have at least {least} {noun}"
+            if (most := bounds.get(f"max{suffix}")) is not None and size > most:
+                yield f"may not have more than {most} {noun}"
+    if (
+        isinstance(value, list)
+        and bounds.get("uniqueItems")
+        and len({repr(item) for item in value}) < len(value)
+    ):
+        yield "shouldn't contain duplicates"
+
+
+SIZES: tuple[tuple[type, str, str], ...] = (
+    (str, "Length", "chars long"),
+    (list, "Items", "items"),
+    (dict, "Properties", "properties"),
+)
+_DATE_TIME = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d+)?([Zz]|[+-]\d\d:\d\d)")
+_BASE64 = re.compile(r"(?:[A-Za-z0-9+/]{4})*(?:[A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?")
+FORMATS = {
+    "date-time": lambda text: bool(_DATE_TIME.fullmatch(text)),
+    "byte": lambda text: bool(_BASE64.fullmatch(text.replace("\n", ""))),
+}

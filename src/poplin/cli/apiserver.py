@@ -1,0 +1,68 @@
+"""`poplin apiserver`: the embedded Kubernetes API."""
+
+import asyncio
+import signal
+import socket
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from poplin.apiserver.server import ApiServer, Settings, serve
+from poplin.model.errors import InvalidInputError
+
+app = typer.Typer()
+DEFAULT_LISTEN = "127.0.0.1:6443"
+
+
+@app.command("apiserver")
+def run(
+    data_dir: Annotated[Path, typer.Option(help="Where objects, keys and the kubeconfig are kept.")],
+    listen: Annotated[list[str] | None, typer.Option(help="ADDRESS:PORT; may be repeated.")] = None,
+    fd: Annotated[
+        list[int] | None, typer.Option(help="A bound socket passed as a descriptor; may be repeated.")
+    ] = None,
+    token_file: Annotated[
+        Path | None, typer.Option(help="Static tokens: lines of token,user,uid[,groups].")
+    ] = None,
+    name: Annotated[
+        list[str] | None, typer.Option(help="Another name or address for the certificate.")
+    ] = None,
+) -> None:
+    """Serve the Kubernetes API over a directory until SIGTERM or SIGINT. Writes DATA_DIR/kubeconfig."""
+    addresses = listen if listen or fd else [DEFAULT_LISTEN]
+    sockets = [bind(address) for address in addresses or ()]
+    sockets += [socket.socket(fileno=number) for number in fd or ()]
+    hosts = [one.getsockname()[0] for one in sockets if one.family in {socket.AF_INET, socket.AF_INET6}]
+    settings = Settings(data_dir, sorted({*hosts, *(name or ())}), token_file)
+    asyncio.run(_run(settings, sockets))
+
+
+def bind(address: str) -> socket.socket:
+    """A socket bound to "ADDRESS:PORT" or "[ADDRESS]:PORT". Raises InvalidInputError."""
+    host, _, port = address.rpartition(":")
+    host = host.strip("[]")
+    if not host or not port.isdecimal():
+        raise InvalidInputError("not an address and port", where=address, remedy="write it as 127.0.0.1:6443")
+    try:
+        return socket.create_server(
+            (host, int(port)), family=socket.AF_INET6 if ":" in host else socket.AF_INET
+        )
+    except OSError as error:
+        raise InvalidInputError(
+            str(error), where=address, remedy="choose an address of this host and a free port"
+        ) from error
+
+
+async def _run(settings: Settings, sockets: list[socket.socket]) -> None:
+    stopped = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stopped.set)
+    server = ApiServer(settings)
+    async with server, serve(server, sockets):
+        host, port = sockets[0].getsockname()[:2]
+        url = f"https://{f'[{host}]' if ':' in host else host}:{port}"
+        kubeconfig = settings.directory / "kubeconfig"
+        server.write_kubeconfig(kubeconfig, url)
+        typer.echo(f"serving {url}; export KUBECONFIG={kubeconfig}")
+        await stopped.wait()
