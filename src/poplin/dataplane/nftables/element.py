@@ -75,7 +75,7 @@ class _Layout:
         key, data = element.key, element.data
         if key is None or len(key) != self.key_bytes or isinstance(data, Verdict):
             raise ValueError(f"element {element} does not fit its set")
-        if len(data or b"") != self.data_bytes:
+        if len(data or b"") != self.data_bytes or element.last is not None:
             raise ValueError(f"element {element} does not fit its set")
         if data is None:
             return self.struct.pack(self.before, key)

@@ -1,0 +1,209 @@
+"""Plans of nftables tables, played on a model that is as strict as the kernel about what refers to what."""
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from poplin.model.nftables import (
+    ACCEPT,
+    DROP,
+    BaseChain,
+    Chain,
+    ChainType,
+    Counter,
+    Element,
+    Hook,
+    KeyType,
+    Lookup,
+    Rule,
+    Set,
+    Table,
+    Verdict,
+    jump,
+)
+from poplin.plan.nftables import (
+    AddChain,
+    AddElements,
+    AddRule,
+    AddSet,
+    AddTable,
+    DeleteChain,
+    DeleteElements,
+    DeleteSet,
+    DeleteTable,
+    FlushChain,
+    plan_table,
+)
+from unit.plan.nftables_tables import tables
+
+
+class Kernel:
+    """One table's chains, rules, sets and elements. What the kernel would refuse fails an assertion."""
+
+    def __init__(self, table: Table | None) -> None:
+        self.key = table.key if table else None
+        self.chains = {chain.name: chain for chain in table.chains} if table else {}
+        self.sets = {one.name: one for one in table.sets} if table else {}
+
+    def table(self) -> Table | None:
+        if self.key is None:
+            return None
+        chains, sets = tuple(self.chains.values()), tuple(self.sets.values())
+        return Table(self.key.name, chains, sets, self.key.family)
+
+    def apply(self, operations) -> None:
+        for operation in operations:
+            if isinstance(operation, AddTable):
+                assert self.key is None
+                self.key = operation.table
+                continue
+            assert self.key == operation.table
+            self.step(operation)
+
+    def step(self, operation) -> None:
+        match operation:
+            case DeleteTable():
+                self.__init__(None)
+            case AddChain(_, chain):
+                assert not chain.rules
+                old = self.chains.get(chain.name)
+                if old:
+                    assert replace(chain.base, policy=old.base.policy) == old.base
+                self.chains[chain.name] = replace(chain, rules=old.rules if old else ())
+            case FlushChain(_, name):
+                self.chains[name] = replace(self.chains[name], rules=())
+            case DeleteChain(_, name):
+                assert not self.chains[name].rules
+                assert name not in self.jumped_to()
+                del self.chains[name]
+            case AddRule(_, name, rule):
+                for expression in rule.expressions:
+                    self.check(expression)
+                self.chains[name] = replace(self.chains[name], rules=(*self.chains[name].rules, rule))
+            case AddSet(_, one):
+                assert one.name not in self.sets
+                assert not one.elements
+                self.sets[one.name] = one
+            case DeleteSet(_, name):
+                assert name not in self.looked_into()
+                del self.sets[name]
+            case AddElements(_, one, elements):
+                standing = self.sets[one.name]
+                assert replace(one, elements=standing.elements) == standing
+                assert not {element.key for element in elements} & {
+                    element.key for element in standing.elements
+                }
+                for element in elements:
+                    self.check(element.data)
+                self.sets[one.name] = replace(standing, elements=standing.elements | elements)
+            case DeleteElements(_, one, elements):
+                standing = self.sets[one.name]
+                assert elements <= standing.elements
+                self.sets[one.name] = replace(standing, elements=standing.elements - elements)
+
+    def check(self, what) -> None:
+        if isinstance(what, Verdict) and what.chain:
+            assert what.chain in self.chains
+        if isinstance(what, Lookup):
+            assert what.set in self.sets
+
+    def expressions(self):
+        return (
+            expression
+            for chain in self.chains.values()
+            for rule in chain.rules
+            for expression in rule.expressions
+        )
+
+    def jumped_to(self) -> set[str]:
+        verdicts = [one for one in self.expressions() if isinstance(one, Verdict)]
+        verdicts += [
+            element.data
+            for one in self.sets.values()
+            for element in one.elements
+            if isinstance(element.data, Verdict)
+        ]
+        return {verdict.chain for verdict in verdicts}
+
+    def looked_into(self) -> set[str]:
+        return {one.set for one in self.expressions() if isinstance(one, Lookup)}
+
+
+maybe_tables = st.none() | tables()
+
+
+@given(maybe_tables, maybe_tables)
+def test_a_plan_makes_what_is_desired(desired, actual):
+    kernel = Kernel(actual)
+    kernel.apply(plan_table(desired, actual))
+    assert kernel.table() == desired
+
+
+@given(maybe_tables)
+def test_nothing_to_do_is_no_operation(table):
+    assert plan_table(table, table) == ()
+
+
+@given(tables(), tables())
+def test_a_change_reverted_is_the_original(first, second):
+    kernel = Kernel(first)
+    kernel.apply(plan_table(second, first))
+    kernel.apply(plan_table(first, second))
+    assert kernel.table() == first
+
+
+BASE = BaseChain(ChainType.FILTER, Hook.FORWARD, 0)
+KNOWN = Set("known", (KeyType.IPV4_ADDR,), elements=frozenset({Element(b"\1\1\1\1"), Element(b"\2\2\2\2")}))
+TABLE = Table(
+    "poplin",
+    (
+        Chain("forward", (Rule((Lookup(0, "known"), jump("pods"))),), BASE),
+        Chain("pods", (Rule((ACCEPT,)),)),
+        Chain("other", (Rule((DROP,)),)),
+    ),
+    (KNOWN,),
+)
+
+
+def swap(table: Table, *, chain: Chain | None = None, one: Set | None = None) -> Table:
+    chains = tuple(chain if chain and old.name == chain.name else old for old in table.chains)
+    sets = tuple(one if one and old.name == one.name else old for old in table.sets)
+    return replace(table, chains=chains, sets=sets)
+
+
+def test_an_element_costs_one_element():
+    new = Element(b"\3\3\3\3")
+    desired = swap(TABLE, one=replace(KNOWN, elements=KNOWN.elements | {new}))
+    assert plan_table(desired, TABLE) == (AddElements(TABLE.key, desired.sets[0], frozenset({new})),)
+    assert plan_table(TABLE, desired) == (DeleteElements(TABLE.key, KNOWN, frozenset({new})),)
+
+
+def test_a_changed_rule_refills_its_chain_alone():
+    rules = (Rule((Counter(),)), Rule((DROP,)))
+    desired = swap(TABLE, chain=Chain("other", rules))
+    assert plan_table(desired, TABLE) == (
+        FlushChain(TABLE.key, "other"),
+        AddRule(TABLE.key, "other", rules[0]),
+        AddRule(TABLE.key, "other", rules[1]),
+    )
+
+
+def test_a_policy_changes_in_place():
+    forward = next(chain for chain in TABLE.chains if chain.base)
+    desired = swap(TABLE, chain=replace(forward, base=replace(BASE, policy=DROP)))
+    (operation,) = plan_table(desired, TABLE)
+    assert operation == AddChain(TABLE.key, Chain("forward", (), replace(BASE, policy=DROP)))
+
+
+def test_a_set_of_another_type_takes_its_rules_with_it():
+    """The rule that looks into the set is the same, and must go and come back all the same."""
+    wider = Set("known", (KeyType.IPV6_ADDR,), elements=frozenset({Element(bytes(16))}))
+    kinds = [type(operation) for operation in plan_table(swap(TABLE, one=wider), TABLE)]
+    assert kinds == [FlushChain, DeleteSet, AddSet, AddElements, AddRule]
+
+
+def test_another_tables_plan_is_refused():
+    with pytest.raises(ValueError, match="against"):
+        plan_table(TABLE, replace(TABLE, name="kube-proxy"))
