@@ -1,1 +1,3 @@
 """Poplin: a Kubernetes pod network."""
+
+__version__ = "0.1.0"

@@ -20,7 +20,7 @@ from poplin.model.kernel import (
     Vxlan,
 )
 from poplin.model.netconf import Backend, BackendType
-from poplin.model.state import NetworkState
+from poplin.model.state import NetworkState, unite
 
 VXLAN_OVERHEAD_BYTES: Final = {4: 50, 6: 70}
 """Outer Ethernet, IP, UDP and VXLAN headers (RFC 7348, section 5)."""
@@ -55,19 +55,17 @@ def compile_backend(
 
     `underlays` has one entry for each endpoint of `own`, of the same IP version; peers run the same backend.
     """
-    state = NetworkState()
+    states = []
     for endpoint in own.endpoints:
         version = endpoint.public_ip.version
         underlay = next(u for u in underlays if u.address.version == version)
         remote = [e for peer in peers for e in peer.endpoints if e.public_ip.version == version]
         build = _vxlan if backend.type is BackendType.VXLAN else _host_gw
-        state |= build(backend, endpoint, remote, underlay)
-        state |= NetworkState(
-            routes=frozenset(
-                {Route(endpoint.pod_cidr, kind=RouteKind.UNREACHABLE, metric=UNREACHABLE_METRIC)}
-            )
-        )
-    return state
+        states.append(build(backend, endpoint, remote, underlay))
+        # An address of the node's own podCIDR that no pod has must not go round in circles.
+        own_cidr = Route(endpoint.pod_cidr, kind=RouteKind.UNREACHABLE, metric=UNREACHABLE_METRIC)
+        states.append(NetworkState(routes=frozenset({own_cidr})))
+    return unite(states)
 
 
 def _device_mtu_bytes(backend: Backend, underlay: Underlay) -> int:
@@ -99,7 +97,7 @@ def _vxlan(backend: Backend, own: Endpoint, peers: Sequence[Endpoint], underlay:
             backend.vni,
             backend.port,
             underlay.link,
-            own.public_ip,
+            underlay.address,
             learning=backend.learning,
             gbp=backend.gbp,
         ),
@@ -123,7 +121,7 @@ def _vxlan(backend: Backend, own: Endpoint, peers: Sequence[Endpoint], underlay:
                 *(_direct(p, underlay) for p in direct),
             ]
         ),
-        sysctls={f"net/ipv4/conf/{device}/rp_filter": "2"},
+        sysctls={f"net/ipv4/conf/{device}/rp_filter": "2"} if underlay.address.version == 4 else {},
     )
 
 

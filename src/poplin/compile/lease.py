@@ -27,7 +27,9 @@ PUBLIC_IP_OVERWRITE: Final[Mapping[int, str]] = {
     6: PREFIX + "public-ipv6-overwrite",
 }
 
-_MAC: Final = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
+_BROADCAST: Final = ip_address("255.255.255.255")
+_MAC: Final = re.compile(r"(?!00:00:00:00:00:00)[0-9a-f][02468ace](:[0-9a-f]{2}){5}")
+"""A MAC that a device may have: neither zero nor of a group (IEEE 802, bit 0 of the first octet)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +61,7 @@ class _VxlanData(msgspec.Struct):
 
 def annotate(lease: Lease) -> dict[str, str]:
     """Give the annotations that publish the lease."""
-    annotations = {MANAGED: "true", BACKEND_TYPE: lease.backend_type}
+    annotations = {MANAGED: "true", BACKEND_TYPE: str(lease.backend_type)}
     for endpoint in lease.endpoints:
         version = endpoint.public_ip.version
         annotations[PUBLIC_IP[version]] = str(endpoint.public_ip)
@@ -108,13 +110,24 @@ def _address(node: str, key: str, annotations: Mapping[str, str], version: int) 
         address = ip_address(text)
     except ValueError:
         address = None
-    if address is None or address.version != version:
+    if address is None or address.version != version or not _is_of_a_host(address):
         raise InvalidInputError(
-            f"{text!r} is not an IPv{version} address",
+            f"{text!r} is not an IPv{version} address that peers can send to",
             where=f"node {node}: annotation {key}",
-            remedy="correct the annotation, or remove it so that the node's agent writes it anew",
+            remedy="correct it, or remove the annotation",
         )
     return address
+
+
+def _is_of_a_host(address: IPAddress) -> bool:
+    """Tell whether the address may be one host's and means the same on every other."""
+    return not (
+        address.is_unspecified
+        or address.is_multicast
+        or address.is_loopback
+        or address == _BROADCAST
+        or (address.version == 6 and address.is_link_local)
+    )
 
 
 def _read_vxlan(node: str, key: str, annotations: Mapping[str, str]) -> tuple[int, str]:
@@ -130,7 +143,7 @@ def _read_vxlan(node: str, key: str, annotations: Mapping[str, str]) -> tuple[in
         mac = data.VtepMAC.lower()
         if _MAC.fullmatch(mac):
             return data.VNI, mac
-        problem = f"VtepMAC {data.VtepMAC!r} is not a MAC address"
+        problem = f"VtepMAC {data.VtepMAC!r} is not the MAC of a device"
     raise InvalidInputError(
         problem,
         where=f"node {node}: annotation {key}",

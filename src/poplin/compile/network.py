@@ -1,6 +1,6 @@
 """The node's own network: its lease, the peers it accepts, and the kernel state that reaches their pods."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from poplin.compile.backend import (
@@ -9,6 +9,9 @@ from poplin.compile.backend import (
     vtep_mac,
 )
 from poplin.compile.lease import (
+    BACKEND_DATA,
+    BACKEND_TYPE,
+    PUBLIC_IP,
     Endpoint,
     Lease,
     overwritten_public_ip,
@@ -19,7 +22,7 @@ from poplin.model.cluster import Node
 from poplin.model.errors import InvalidInputError, PoplinError, TemporaryError
 from poplin.model.kernel import IPNetwork
 from poplin.model.netconf import BackendType, NetConf
-from poplin.model.state import NetworkState
+from poplin.model.state import NetworkState, unite
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,14 +58,14 @@ def compile_network(
             problems.append(error)
     if not endpoints:
         raise problems[0]
-    lease = Lease(own.name, conf.backend.type, tuple(endpoints))
+    lease = Lease(own.name, conf.backend.type.value, tuple(endpoints))
     used = [u for u in underlays if any(e.public_ip.version == u.address.version for e in endpoints)]
-    peers = _accepted(conf, lease, others, problems)
+    peers = _accepted(conf, lease, others, used, problems)
     return Network(
         lease=lease,
         pod_cidrs=tuple(e.pod_cidr for e in endpoints),
         pod_mtu_bytes=pod_mtu_bytes(conf.backend, used),
-        state=compile_backend(conf.backend, lease, peers, used) | _forwarding(used),
+        state=unite([compile_backend(conf.backend, lease, peers, used), _forwarding(used)]),
         problems=tuple(problems),
     )
 
@@ -99,50 +102,72 @@ def _own_endpoint(conf: NetConf, own: Node, network: IPNetwork, underlays: Seque
 def _own_mac(conf: NetConf, own: Node, pod_cidr: IPNetwork) -> str:
     """Keep the MAC that the node has published for this VNI: peers know it, whoever made the device."""
     try:
-        published = read_lease(own.name, own.annotations, own.pod_cidrs)
+        published = read_lease(own.name, own.annotations, (pod_cidr,))
     except InvalidInputError:
         published = None
     for endpoint in published.endpoints if published else ():
-        if endpoint.pod_cidr == pod_cidr and endpoint.vni == conf.backend.vni:
+        if endpoint.vni == conf.backend.vni:
             return endpoint.vtep_mac
     return vtep_mac(own.name, pod_cidr.version)
 
 
-def _accepted(conf: NetConf, own: Lease, others: Sequence[Node], problems: list[PoplinError]) -> list[Lease]:
-    """Give the peers' leases, less the endpoints that clash with another node's or lie outside."""
+def _accepted(
+    conf: NetConf,
+    own: Lease,
+    others: Sequence[Node],
+    underlays: Sequence[Underlay],
+    problems: list[PoplinError],
+) -> list[Lease]:
+    """Give the peers' leases, less the endpoints that clash with another node's or cannot be reached.
+
+    Of two nodes that clash the first by name is served, on every node alike.
+    """
     peers = []
     taken: dict[IPNetwork, str] = {e.pod_cidr: own.node for e in own.endpoints}
+    macs: dict[tuple[int, str], str] = {(e.pod_cidr.version, e.vtep_mac): own.node for e in own.endpoints}
     overlapping = _overlaps([*taken, *(c for node in others for c in node.pod_cidrs)])
+    underlay_of = {u.address.version: u for u in underlays}
     for node in sorted(others, key=lambda n: n.name):
-        try:
-            lease = read_lease(node.name, node.annotations, node.pod_cidrs)
-        except InvalidInputError as error:
-            problems.append(error)
-            continue
-        if lease is None:
-            continue
         endpoints = []
-        for endpoint in lease.endpoints:
-            if conf.network(endpoint.pod_cidr) is None:
+        for endpoint in _published(conf, node, problems):
+            pod_cidr = endpoint.pod_cidr
+            underlay = underlay_of.get(pod_cidr.version)
+            if underlay is None:
                 continue
-            problem = _mismatch(conf, lease, endpoint) or _clash(
-                conf, node.name, endpoint.pod_cidr, taken, overlapping
+            problem = (
+                _mismatch(conf, node, endpoint)
+                or _clash(conf, node.name, pod_cidr, taken, overlapping)
+                or _unreachable(conf, node.name, endpoint, underlay, macs)
             )
             if problem is None:
-                taken[endpoint.pod_cidr] = node.name
+                taken[pod_cidr] = node.name
+                macs[pod_cidr.version, endpoint.vtep_mac] = node.name
                 endpoints.append(endpoint)
             else:
                 problems.append(problem)
         if endpoints:
-            peers.append(Lease(lease.node, lease.backend_type, tuple(endpoints)))
+            peers.append(Lease(node.name, conf.backend.type, tuple(endpoints)))
     return peers
 
 
-def _mismatch(conf: NetConf, lease: Lease, endpoint: Endpoint) -> PoplinError | None:
-    where = f"node {lease.node}"
-    if lease.backend_type != conf.backend.type:
+def _published(conf: NetConf, node: Node, problems: list[PoplinError]) -> Iterator[Endpoint]:
+    """Give the endpoints that a node has published; a family that cannot be read leaves the other alone."""
+    for pod_cidr in node.pod_cidrs:
+        if conf.network(pod_cidr) is None:
+            continue
+        try:
+            lease = read_lease(node.name, node.annotations, (pod_cidr,))
+        except InvalidInputError as error:
+            problems.append(error)
+        else:
+            yield from lease.endpoints if lease is not None else ()
+
+
+def _mismatch(conf: NetConf, node: Node, endpoint: Endpoint) -> PoplinError | None:
+    where, backend_type = f"node {node.name}", node.annotations.get(BACKEND_TYPE, "")
+    if backend_type != conf.backend.type:
         return TemporaryError(
-            f"runs backend {lease.backend_type!r} and this node {conf.backend.type!r}: "
+            f"runs backend {backend_type!r} and this node {conf.backend.type!r}: "
             f"its pods in {endpoint.pod_cidr} are not reachable",
             where=where,
             remedy="give both nodes the same net-conf.json",
@@ -180,6 +205,38 @@ def _clash(
                 where=f"node {node}",
                 remedy="give each node a podCIDR of its own (delete and join one of the two again)",
             )
+    return None
+
+
+def _unreachable(
+    conf: NetConf, node: str, endpoint: Endpoint, underlay: Underlay, macs: Mapping[tuple[int, str], str]
+) -> PoplinError | None:
+    """Give the reason why the kernel would refuse what leads to the endpoint, or send it elsewhere."""
+    version = endpoint.public_ip.version
+    if endpoint.public_ip == underlay.address:
+        return InvalidInputError(
+            f"publishes {endpoint.public_ip}, this node's own address: "
+            f"its pods in {endpoint.pod_cidr} are not reachable",
+            where=f"node {node}: annotation {PUBLIC_IP[version]}",
+            remedy="delete the Node if it is gone, or remove the annotation",
+        )
+    if conf.backend.type is BackendType.VXLAN:
+        owner = macs.get((version, endpoint.vtep_mac))
+        if owner is None:
+            return None
+        return InvalidInputError(
+            f"VtepMAC {endpoint.vtep_mac} is also that of node {owner}: "
+            f"its pods in {endpoint.pod_cidr} are not reachable",
+            where=f"node {node}: annotation {BACKEND_DATA[version]}",
+            remedy="remove the annotation, so that the node's agent chooses a MAC of its own",
+        )
+    if not underlay.reaches_directly(endpoint.public_ip):
+        return InvalidInputError(
+            f"{endpoint.public_ip} lies in no network of {underlay.link}, so host-gw has no way to it: "
+            f"its pods in {endpoint.pod_cidr} are not reachable",
+            where=f"node {node}",
+            remedy="use backend vxlan (with DirectRouting), or put the nodes on one link",
+        )
     return None
 
 

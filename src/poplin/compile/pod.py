@@ -50,7 +50,7 @@ def compile_pod(attachment: Attachment) -> Wiring:
     return Wiring(
         host=NetworkState(
             links={host.name: host},
-            addresses=frozenset({_link_local(host.name, GATEWAY[6])} if has_ipv6 else ()),
+            addresses=frozenset({_gateway_address(host.name)} if has_ipv6 else ()),
             routes=frozenset(
                 Route(ip_network(address), link=host.name, scope=_connected_scope(address))
                 for address in a.addresses
@@ -59,12 +59,7 @@ def compile_pod(attachment: Attachment) -> Wiring:
         ),
         pod=NetworkState(
             links={pod.name: pod},
-            addresses=frozenset(
-                [
-                    *(Address(pod.name, ip_interface(address)) for address in a.addresses),
-                    *([_link_local(pod.name, _eui64(a.mac))] if has_ipv6 else []),
-                ]
-            ),
+            addresses=frozenset(Address(pod.name, ip_interface(address)) for address in a.addresses),
             routes=frozenset(
                 Route(
                     DEFAULT_ROUTE[address.version],
@@ -91,12 +86,6 @@ def _connected_scope(address: IPAddress) -> Scope:
     return Scope.LINK if address.version == 4 else Scope.UNIVERSE
 
 
-def _link_local(link: str, address: IPAddress) -> Address:
-    return Address(link, IPv6Interface(f"{address}/64"), scope=Scope.LINK)
-
-
-def _eui64(mac: str) -> IPv6Address:
-    """Give the link-local address of a MAC (RFC 4291, appendix A)."""
-    octets = bytes.fromhex(mac.replace(":", ""))
-    identifier = bytes([octets[0] ^ 0x02]) + octets[1:3] + b"\xff\xfe" + octets[3:]
-    return IPv6Address(b"\xfe\x80" + bytes(6) + identifier)
+def _gateway_address(link: str) -> Address:
+    """Give the link-local address that makes the node a router in the pod's eyes (RFC 4861, 6.1.2)."""
+    return Address(link, IPv6Interface(f"{GATEWAY[6]}/64"), scope=Scope.LINK)

@@ -9,6 +9,9 @@ from poplin.model.kernel import IPAddress
 HOST_MAC = "ee:ee:ee:ee:ee:ee"
 """MAC of the host side of every pod's veth: fixed, so that the pod's entry for its gateway never changes."""
 
+HOST_LINK_PREFIX = "pop"
+"""What the name of the host side of every pod's veth begins with."""
+
 
 class AttachmentState(StrEnum):
     """`ADDING` until the kernel objects stand; an agent that starts undoes what it finds there."""
@@ -40,7 +43,7 @@ class Attachment:
 
 def host_link_name(container_id: str, ifname: str) -> str:
     """Name of the host side of an attachment's veth: "pop" and 12 hex digits, the 15 characters allowed."""
-    return "pop" + blake2b(f"{container_id}/{ifname}".encode(), digest_size=6).hexdigest()
+    return HOST_LINK_PREFIX + blake2b(f"{container_id}/{ifname}".encode(), digest_size=6).hexdigest()
 
 
 def pod_mac(container_id: str, ifname: str) -> str:

@@ -1,6 +1,6 @@
 """The kernel objects of one network namespace, desired or as they are."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from poplin.model.kernel import Address, FdbEntry, Link, Neighbour, Route
@@ -21,13 +21,24 @@ class NetworkState:
     fdb: frozenset[FdbEntry] = frozenset()
     sysctls: Mapping[str, str] = field(default_factory=dict)
 
-    def __or__(self, other: "NetworkState") -> "NetworkState":
-        """Unite two states that name different objects."""
+    def of_links(self, names: Collection[str]) -> "NetworkState":
+        """Give these links and what is on them; sysctls are of the whole namespace and stay behind."""
         return NetworkState(
-            {**self.links, **other.links},
-            self.addresses | other.addresses,
-            self.routes | other.routes,
-            self.neighbours | other.neighbours,
-            self.fdb | other.fdb,
-            {**self.sysctls, **other.sysctls},
+            {name: link for name, link in self.links.items() if name in names},
+            frozenset(a for a in self.addresses if a.link in names),
+            frozenset(r for r in self.routes if r.link in names),
+            frozenset(n for n in self.neighbours if n.link in names),
+            frozenset(f for f in self.fdb if f.link in names),
         )
+
+
+def unite(states: Sequence[NetworkState]) -> NetworkState:
+    """Give all objects of states that name different ones."""
+    return NetworkState(
+        {name: link for state in states for name, link in state.links.items()},
+        frozenset[Address]().union(*(state.addresses for state in states)),
+        frozenset[Route]().union(*(state.routes for state in states)),
+        frozenset[Neighbour]().union(*(state.neighbours for state in states)),
+        frozenset[FdbEntry]().union(*(state.fdb for state in states)),
+        {key: value for state in states for key, value in state.sysctls.items()},
+    )

@@ -1,0 +1,78 @@
+"""What the agent answers over HTTP: is it alive, is it ready and if not why, and its whole state.
+
+/healthz and /livez say that the event loop turns, /readyz that the node serves pods (503 with the reasons
+where it does not); /status is the report as JSON; POST /audit has the kernel compared with what is wanted.
+"""
+
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+from aiohttp import web
+
+from poplin.agent.report import Report, encode_report
+from poplin.model.errors import InvalidInputError, PoplinError
+
+
+class Endpoints:
+    """The agent's HTTP server, on a unix socket for the command line and on an address for kubelet."""
+
+    def __init__(self, report: Callable[[], Report], audit: Callable[[], Awaitable[None]]) -> None:
+        self._report = report
+        self._run_audit = audit
+        app = web.Application()
+        app.add_routes(
+            [
+                web.get("/healthz", self._alive),
+                web.get("/livez", self._alive),
+                web.get("/readyz", self._ready),
+                web.get("/status", self._status),
+                web.post("/audit", self._audit),
+            ]
+        )
+        self._runner = web.AppRunner(app, access_log=None, handle_signals=False)
+
+    async def open(self, socket: Path, address: str) -> None:
+        """Listen. `address` is "host:port", "" for none. Raises PoplinError."""
+        await self._runner.setup()
+        try:
+            socket.unlink(missing_ok=True)
+            await web.UnixSite(self._runner, str(socket)).start()
+            socket.chmod(0o600)
+        except OSError as error:
+            raise PoplinError(
+                f"cannot listen: {error.strerror}", where=str(socket), remedy="choose another --run-dir"
+            ) from error
+        if not address:
+            return
+        host, _, port = address.rpartition(":")
+        if not port.isdecimal():
+            raise InvalidInputError(
+                f"{address!r} is not host:port", where="--health-address", remedy="write 127.0.0.1:9099"
+            )
+        try:
+            await web.TCPSite(self._runner, host.strip("[]"), int(port)).start()
+        except OSError as error:
+            raise PoplinError(
+                f"cannot listen: {error.strerror}",
+                where=f"--health-address {address}",
+                remedy="choose a free port, or '' for none",
+            ) from error
+
+    async def close(self) -> None:
+        """Stop listening."""
+        await self._runner.cleanup()
+
+    async def _alive(self, _request: web.Request) -> web.Response:
+        return web.Response(text="ok\n")
+
+    async def _ready(self, _request: web.Request) -> web.Response:
+        report = self._report()
+        lines = [f"[{'+' if c.ok else '-'}] {c.name} {c.reason}".rstrip() for c in report.conditions]
+        return web.Response(text="\n".join(lines) + "\n", status=200 if report.ready else 503)
+
+    async def _status(self, _request: web.Request) -> web.Response:
+        return web.Response(body=encode_report(self._report()), content_type="application/json")
+
+    async def _audit(self, _request: web.Request) -> web.Response:
+        await self._run_audit()
+        return web.Response(body=encode_report(self._report()), content_type="application/json")

@@ -1,0 +1,116 @@
+"""When to reconcile: a change wakes the loop, which coalesces, runs a pass in its thread, and tries again."""
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Final
+
+from poplin.agent.reconcile import Inputs, Outcome, Reconciler
+
+log = logging.getLogger(__name__)
+
+RETRY_S: Final = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
+"""Waits before a pass is tried again after failures in a row; the last one repeats."""
+
+
+class Loop:
+    """Runs passes, one at a time. All but the passes happens on the event loop.
+
+    `inputs` gives what a pass depends on, `pods` the host links of all pods; `done` hears of each outcome.
+    """
+
+    def __init__(
+        self,
+        reconciler: Reconciler,
+        *,
+        inputs: Callable[[], Inputs],
+        pods: Callable[[], Iterable[str]],
+        done: Callable[[Outcome], None],
+        coalesce_s: float,
+        audit_s: float,
+    ) -> None:
+        self._reconciler = reconciler
+        self._inputs = inputs
+        self._pods = pods
+        self._done = done
+        self._coalesce_s = coalesce_s
+        self._audit_s = audit_s
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="reconcile")
+        self._wanted = asyncio.Event()
+        self._suspect = False
+        self._suspect_pods: set[str] = set()
+        self._failed_in_a_row = 0
+        self._waiting: list[asyncio.Future[None]] = []
+        self.passes = 0
+
+    def wake(self) -> None:
+        """Ask for a pass: something that it depends on has changed."""
+        self._wanted.set()
+
+    def suspect(self, pods: Iterable[str] = ()) -> None:
+        """Ask for a pass that reads the kernel anew, and the namespaces of these pods (by host link)."""
+        self._suspect = True
+        self._suspect_pods.update(pods)
+        self._wanted.set()
+
+    def audit(self) -> None:
+        """Ask for a pass that takes nothing for granted."""
+        self.suspect(self._pods())
+
+    async def run_audit(self) -> None:
+        """Have an audit, and wait for its end."""
+        self.audit()
+        end = asyncio.get_running_loop().create_future()
+        self._waiting.append(end)
+        await end
+
+    def close(self) -> None:
+        """Wait for the pass under way."""
+        self._thread.shutdown()
+
+    async def run(self) -> None:
+        """Run passes for ever; the first at once, as an audit."""
+        self.audit()
+        while True:
+            await self._wait()
+            waiting, self._waiting = self._waiting, []
+            self._done(await self._pass())
+            for end in waiting:
+                if not end.done():
+                    end.set_result(None)
+
+    async def _wait(self) -> None:
+        """Wait for a wish, and a moment longer for others; for a retry; or for the next audit."""
+        last = len(RETRY_S) - 1
+        wait_s = RETRY_S[min(self._failed_in_a_row - 1, last)] if self._failed_in_a_row else self._audit_s
+        try:
+            async with asyncio.timeout(wait_s):
+                await self._wanted.wait()
+        except TimeoutError:
+            if self._failed_in_a_row:
+                self.wake()
+            else:
+                self.audit()
+        else:
+            await asyncio.sleep(self._coalesce_s)
+
+    async def _pass(self) -> Outcome:
+        self._wanted.clear()
+        suspect, self._suspect = self._suspect, False
+        pods, self._suspect_pods = self._suspect_pods, set()
+        inputs = self._inputs()
+
+        def work() -> Outcome:
+            if suspect:
+                self._reconciler.forget()
+            return self._reconciler.run(inputs, pods)
+
+        outcome = await asyncio.get_running_loop().run_in_executor(self._thread, work)
+        if outcome.failures:
+            self._failed_in_a_row += 1
+            self._suspect_pods |= pods
+        else:
+            self._failed_in_a_row = 0
+        self.passes += 1
+        return outcome

@@ -1,0 +1,146 @@
+"""The CNI commands, done: an attachment is durable before the kernel knows of it, and undone on failure."""
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from ipaddress import ip_interface
+from pathlib import Path
+from typing import Final, TypeVar
+
+from poplin.agent.registry import Registry
+from poplin.agent.wiring import Wirer, differences
+from poplin.cni.deletions import forget_deletion, read_deletions
+from poplin.cni.error import CniError, ErrorCode
+from poplin.cni.protocol import Request
+from poplin.cni.result import Interface, IPConfig, Result, Route
+from poplin.compile.network import Network
+from poplin.compile.pod import DEFAULT_ROUTE, GATEWAY
+from poplin.datastore.attachments import checkpoint
+from poplin.model.attachment import HOST_MAC, Attachment, AttachmentState, host_link_name, pod_mac
+from poplin.model.errors import PoplinError
+
+T = TypeVar("T")
+
+ATTACHMENTS: Final = "attachments.db"
+"""The store's file in the state directory."""
+
+WIRING_THREADS: Final = 4
+"""How many pods are wired at once. The kernel's lock lets one through at a time, and more only wait."""
+
+
+class Pods:
+    """Serves CNI (`poplin.cni.server.Handler`). `network` gives the node's network, or raises why not."""
+
+    def __init__(self, registry: Registry, state_dir: Path, network: Callable[[], Network]) -> None:
+        self._registry = registry
+        self._state_dir = state_dir
+        self._network = network
+        self._wirer = Wirer(WIRING_THREADS)
+        self._threads = ThreadPoolExecutor(WIRING_THREADS, thread_name_prefix="wiring")
+        self.ports = self._wirer.ports
+
+    def close(self) -> None:
+        """Wait for the wiring under way."""
+        self._threads.shutdown()
+
+    async def add(self, request: Request, netns_fd: int) -> Result:
+        """Attach a pod: address, veth, routes, neighbours."""
+        network = self._network()
+        self._registry.serve(network.pod_cidrs)
+        draft = Attachment(
+            container_id=request.container_id,
+            ifname=request.ifname,
+            netns=request.netns,
+            addresses=(),
+            mac=request.requested_mac or pod_mac(request.container_id, request.ifname),
+            mtu_bytes=network.pod_mtu_bytes,
+            host_link=host_link_name(request.container_id, request.ifname),
+            pod_namespace=request.pod.namespace,
+            pod_name=request.pod.name,
+            pod_uid=request.pod.uid,
+        )
+        attachment = self._registry.reserve(draft, request.requested_addresses)
+        try:
+            await self._in_thread(lambda: self._wirer.wire(attachment, netns_fd))
+        except BaseException:
+            await self._in_thread(lambda: self._wirer.unwire(attachment))
+            self._registry.release(attachment)
+            raise
+        self._registry.confirm(attachment)
+        forget_deletion(self._state_dir, attachment.container_id, attachment.ifname)
+        return result_of(attachment)
+
+    async def delete(self, request: Request) -> None:
+        """Detach a pod. One that is not attached is success."""
+        await self._delete((request.container_id, request.ifname))
+
+    async def check(self, request: Request, netns_fd: int) -> None:
+        """Find what of an attachment does not stand as it was made."""
+        attachment = self._registry.get((request.container_id, request.ifname))
+        if attachment is None:
+            raise CniError(
+                ErrorCode.UNKNOWN_CONTAINER, f"{request.ifname} of {request.container_id} is not attached"
+            )
+        found = await self._in_thread(lambda: differences(attachment, netns_fd))
+        if found:
+            raise CniError(ErrorCode.FAILED, f"{request.ifname} is not as it was made", "; ".join(found))
+
+    async def gc(self, request: Request) -> None:
+        """Detach everything but the attachments named; go on after an error, and report all."""
+        errors = []
+        for attachment in self._registry.all():
+            key = (attachment.container_id, attachment.ifname)
+            if key in request.valid_attachments or attachment.state is AttachmentState.ADDING:
+                continue
+            try:
+                await self._delete(key)
+            except PoplinError as error:
+                errors.append(str(error))
+        if errors:
+            raise CniError(ErrorCode.FAILED, f"{len(errors)} attachments remain", "; ".join(errors))
+
+    async def status(self) -> None:
+        """Say whether an ADD can be served, by raising why not."""
+        self._network()
+
+    async def settle(self) -> None:
+        """Undo what an agent before this one left half done, and the deletions that it was not there for."""
+        for attachment in self._registry.unfinished():
+            await self._delete((attachment.container_id, attachment.ifname))
+        await self.tidy()
+
+    async def tidy(self) -> None:
+        """Do the deletions that poplin-cni has noted while no agent answered, and fold the store's log."""
+        await self._in_thread(lambda: checkpoint(self._state_dir / ATTACHMENTS))
+        for container_id, ifname in read_deletions(self._state_dir):
+            await self._delete((container_id, ifname))
+
+    async def _delete(self, key: tuple[str, str]) -> None:
+        attachment = self._registry.get(key)
+        if attachment is not None:
+            self._registry.claim(attachment)
+            await self._in_thread(lambda: self._wirer.unwire(attachment))
+            self._registry.release(attachment)
+        forget_deletion(self._state_dir, *key)
+
+    async def _in_thread(self, function: Callable[[], T]) -> T:
+        """Run to the end in a thread, whatever becomes of the caller: a half-made pod has to be undone."""
+        future = asyncio.get_running_loop().run_in_executor(self._threads, function)
+        try:
+            return await asyncio.shield(future)
+        except asyncio.CancelledError:
+            await asyncio.wait([future])
+            raise
+
+
+def result_of(attachment: Attachment) -> Result:
+    """Give the CNI result: the host's interface, the pod's, its addresses and default routes."""
+    a = attachment
+    return Result(
+        interfaces=(
+            Interface(a.host_link, HOST_MAC, a.mtu_bytes),
+            Interface(a.ifname, a.mac, a.mtu_bytes, a.netns),
+        ),
+        ips=tuple(IPConfig(ip_interface(ip), GATEWAY[ip.version], interface=1) for ip in a.addresses),
+        routes=tuple(Route(DEFAULT_ROUTE[ip.version], GATEWAY[ip.version]) for ip in a.addresses),
+    )

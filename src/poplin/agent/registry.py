@@ -1,0 +1,153 @@
+"""The node's attachments: in memory, in their store, and as the reconcile pass is told of them.
+
+Changes are made on the event loop; the pass takes them from its own thread by `snapshot`.
+"""
+
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from poplin.compile.pod import compile_pod
+from poplin.datastore.attachments import AttachmentStore, Key
+from poplin.ipam.pool import NodePool
+from poplin.model.attachment import Attachment, AttachmentState
+from poplin.model.errors import InvalidInputError, TemporaryError
+from poplin.model.kernel import IPAddress, IPNetwork, Link
+from poplin.model.state import NetworkState
+from poplin.plan.network import plan_network
+from poplin.plan.operation import Operation, Remove
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """Attachments that stand, and the host links of those being made or unmade just now.
+
+    `news` are operations that the CNI server has done since the last snapshot, in their order.
+    """
+
+    ready: tuple[Attachment, ...]
+    claimed: frozenset[str]
+    news: tuple[Operation, ...]
+
+
+class Registry:
+    """Reserves addresses and keeps every attachment durable before the kernel knows of it."""
+
+    def __init__(self, store: AttachmentStore) -> None:
+        self._store = store
+        self._attachments: dict[Key, Attachment] = {(a.container_id, a.ifname): a for a in store.all()}
+        self._by_link = {a.host_link: a for a in self._attachments.values()}
+        self._pool: NodePool | None = None
+        self._cidrs: tuple[IPNetwork, ...] = ()
+        # Shared with the thread of the reconcile pass.
+        self._lock = threading.Lock()
+        self._claimed = {a.host_link for a in self.unfinished()}
+        self._news: list[Operation] = []
+
+    def __len__(self) -> int:
+        return len(self._attachments)
+
+    def serve(self, cidrs: tuple[IPNetwork, ...]) -> None:
+        """Take addresses from these CIDRs from here on; those in use and resting stay so."""
+        if cidrs == self._cidrs:
+            return
+        owners = {
+            address: f"{a.pod_namespace}/{a.pod_name}" if a.pod_name else a.container_id
+            for a in self._attachments.values()
+            for address in a.addresses
+        }
+        self._pool = NodePool.restore(cidrs, owners, self._store.resting(time.time()), now_s=time.monotonic())
+        self._cidrs = cidrs
+
+    def standing_on(self, host_link: str) -> Attachment | None:
+        """Give the attachment of a host link, None for none, and for one being made or unmade."""
+        attachment = self._by_link.get(host_link)
+        return attachment if host_link not in self._claimed else None
+
+    def host_links(self) -> list[str]:
+        """Give the host links of all attachments."""
+        return list(self._by_link)
+
+    def unfinished(self) -> list[Attachment]:
+        """Give the attachments that an agent before this one had begun to make."""
+        return [a for a in self._attachments.values() if a.state is AttachmentState.ADDING]
+
+    def all(self) -> list[Attachment]:
+        """Give every attachment."""
+        return list(self._attachments.values())
+
+    def get(self, key: Key) -> Attachment | None:
+        """Give an attachment, None where there is none."""
+        return self._attachments.get(key)
+
+    def reserve(self, draft: Attachment, requested: Sequence[IPAddress]) -> Attachment:
+        """Give the draft its addresses and store it as ADDING.
+
+        Raises InvalidInputError where the attachment stands already, TemporaryError where no address is free.
+        """
+        key = (draft.container_id, draft.ifname)
+        if key in self._attachments:
+            raise InvalidInputError(
+                f"{draft.ifname} has been added already",
+                where=f"container {draft.container_id}",
+                remedy="delete the attachment first",
+            )
+        if self._pool is None:
+            raise TemporaryError("the node has no pod CIDR yet", remedy="see `poplin status`")
+        owner = f"{draft.pod_namespace}/{draft.pod_name}" if draft.pod_name else draft.container_id
+        addresses = self._pool.allocate(owner, now_s=time.monotonic(), requested=requested)
+        attachment = replace(draft, addresses=addresses, state=AttachmentState.ADDING)
+        try:
+            self._store.add(attachment)
+        except BaseException:
+            self._pool.release(addresses, now_s=time.monotonic())
+            raise
+        self._attachments[key] = attachment
+        self._by_link[attachment.host_link] = attachment
+        with self._lock:
+            self._claimed.add(attachment.host_link)
+        return attachment
+
+    def confirm(self, attachment: Attachment) -> None:
+        """Say that the attachment's kernel objects stand."""
+        key = (attachment.container_id, attachment.ifname)
+        self._store.ready(key)
+        ready = replace(attachment, state=AttachmentState.READY)
+        self._by_link[ready.host_link] = ready
+        with self._lock:
+            self._attachments[key] = ready
+            self._claimed.discard(attachment.host_link)
+            self._news += plan_network(compile_pod(attachment).host, NetworkState())
+
+    def claim(self, attachment: Attachment) -> None:
+        """Keep the reconcile pass off the attachment's link: it is being unmade."""
+        with self._lock:
+            self._claimed.add(attachment.host_link)
+
+    def release(self, attachment: Attachment) -> None:
+        """Forget the attachment, whose link is gone; its addresses rest."""
+        key = (attachment.container_id, attachment.ifname)
+        self._store.remove(key, time.time())
+        if self._pool is not None:
+            self._pool.release(attachment.addresses, now_s=time.monotonic())
+        with self._lock:
+            self._attachments.pop(key, None)
+            self._by_link.pop(attachment.host_link, None)
+            self._claimed.discard(attachment.host_link)
+            self._news.append(Remove(Link(attachment.host_link, "veth")))
+
+    def forget_news(self) -> None:
+        """Drop what the CNI server has done so far: the kernel is about to be read."""
+        with self._lock:
+            self._news.clear()
+
+    def snapshot(self) -> Snapshot:
+        """Give the attachments as they are; for the reconcile pass, after it has read the kernel."""
+        with self._lock:
+            news, self._news = self._news, []
+            return Snapshot(
+                tuple(a for a in self._attachments.values() if a.host_link not in self._claimed),
+                frozenset(self._claimed),
+                tuple(news),
+            )

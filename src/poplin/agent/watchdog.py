@@ -1,0 +1,76 @@
+"""Kernel notifications -> what the reconcile loop should look at again.
+
+Whatever may concern us is suspect; what surely does not is passed over, so that the kernel's echo of the CNI
+server's work, and a busy neighbour's changes, cost nothing.
+"""
+
+from collections.abc import Callable
+
+from poplin.agent.loop import Loop
+from poplin.compile.pod import compile_pod
+from poplin.dataplane.netlink.monitor import Event, Gone, Monitor, Overrun, Seen
+from poplin.model.attachment import HOST_LINK_PREFIX, Attachment
+from poplin.model.kernel import POD_LINK_GROUP, PROTOCOL, Address, FdbEntry, Link, Neighbour, Route
+
+
+class Watchdog:
+    """Judges events. `attachment_of` gives the attachment that stands on a host link, None for none."""
+
+    def __init__(self, loop: Loop, attachment_of: Callable[[str], Attachment | None]) -> None:
+        self._loop = loop
+        self._attachment_of = attachment_of
+        self._carrier: dict[str, bool] = {}
+
+    async def run(self, monitor: Monitor) -> None:
+        """Follow the node's namespace for ever."""
+        async for event in monitor.events():
+            self.judge(event)
+
+    def judge(self, event: Event) -> None:
+        """Take one event in."""
+        match event:
+            case Overrun():
+                self._loop.audit()
+            case Seen(Link() as link) if _is_of_pod(link):
+                self._judge_pod_link(link)
+            case Gone(Link() as link) if _is_of_pod(link):
+                self._carrier.pop(link.name, None)
+                self._judge_thing_of_pod(link.name)
+            case Seen(Address() as address) if _is_on_pod(address.link):
+                pass  # the kernel's echo of ours, or another's addition: ours still stands
+            case Seen(Link() | Address()) | Gone(Link()):
+                self._loop.suspect()
+            case Gone(Address() as address) if address.protocol != PROTOCOL and _is_on_pod(address.link):
+                pass
+            case Seen(Address() | Route() | Neighbour() | FdbEntry() as thing) | Gone(
+                Address() | Route() | Neighbour() | FdbEntry() as thing
+            ):
+                if _is_on_pod(thing.link):
+                    self._judge_thing_of_pod(thing.link)
+                else:
+                    self._loop.suspect()
+
+    def _judge_pod_link(self, link: Link) -> None:
+        attachment = self._attachment_of(link.name)
+        if attachment is None:
+            return
+        wanted = compile_pod(attachment).host.links[link.name]
+        as_made = (link.mac, link.mtu_bytes, link.up) == (wanted.mac, wanted.mtu_bytes, wanted.up)
+        # A carrier that goes says that the pod's side went down, and lost its routes and neighbours.
+        had_carrier = self._carrier.get(link.name, True)
+        self._carrier[link.name] = link.carrier
+        if not as_made or not (had_carrier and link.carrier):
+            self._loop.suspect([link.name])
+
+    def _judge_thing_of_pod(self, link: str) -> None:
+        # Of a pod that is being made or unmade nothing is amiss.
+        if self._attachment_of(link) is not None:
+            self._loop.suspect([link])
+
+
+def _is_of_pod(link: Link) -> bool:
+    return link.group == POD_LINK_GROUP or _is_on_pod(link.name)
+
+
+def _is_on_pod(link: str) -> bool:
+    return link.startswith(HOST_LINK_PREFIX)

@@ -1,0 +1,122 @@
+"""Apply a pod's wiring: what the CNI server makes at once, and what a reconcile pass mends.
+
+All of it runs in threads: a thread may enter a pod's namespace without any other noticing.
+"""
+
+import errno
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from queue import SimpleQueue
+
+from poplin.compile.pod import Wiring, compile_pod
+from poplin.dataplane.netlink.reader import RouteReader
+from poplin.dataplane.netlink.request import describe, object_of
+from poplin.dataplane.netlink.route_socket import Failure, RouteSocket
+from poplin.dataplane.netns import entered, in_namespace
+from poplin.dataplane.sysctl import write_sysctl
+from poplin.model.attachment import Attachment
+from poplin.model.errors import KernelError
+from poplin.model.kernel import PROTOCOL, Link, Veth
+from poplin.model.state import NetworkState
+from poplin.plan.network import plan_network
+from poplin.plan.operation import Operation, Put, Remove
+
+
+class Wirer:
+    """Makes and unmakes attachments in the network namespace it was made in, from up to `threads` threads."""
+
+    def __init__(self, threads: int) -> None:
+        sockets = [RouteSocket() for _ in range(threads)]
+        self._sockets: SimpleQueue[RouteSocket] = SimpleQueue()
+        for socket in sockets:
+            self._sockets.put(socket)
+        self.ports = frozenset(socket.port for socket in sockets)
+
+    def wire(self, attachment: Attachment, netns_fd: int) -> None:
+        """Make both ends of an attachment.
+
+        Raises KernelError for the first thing that the kernel refuses; what is made by then stays, for
+        `unwire`.
+        """
+        wiring = compile_pod(attachment)
+        with self._host() as host:
+            failures = host.apply(host_operations(attachment, wiring, netns_fd))
+        if failures and failures[0].error.errno == errno.EEXIST:
+            raise KernelError(
+                f"the pod has an interface {attachment.ifname} already",
+                errno=errno.EEXIST,
+                where=attachment.netns,
+                remedy="delete the attachment that made it first",
+            )
+        _raise_first(failures)
+        made = Link(attachment.ifname, "veth", attachment.mac, attachment.mtu_bytes, up=False)
+        mend_pod(wiring.pod, netns_fd, NetworkState(links={made.name: made}))
+
+    def unwire(self, attachment: Attachment) -> None:
+        """Take the attachment's veth away, with all that is on it. That it is gone is success."""
+        with self._host() as host:
+            _raise_first(host.apply([Remove(Link(attachment.host_link, "veth"))]))
+
+    @contextmanager
+    def _host(self) -> Iterator[RouteSocket]:
+        socket = self._sockets.get()
+        try:
+            yield socket
+        finally:
+            self._sockets.put(socket)
+
+
+def host_operations(attachment: Attachment, wiring: Wiring, netns_fd: int) -> list[Operation]:
+    """Give what makes the veth and the node's side of it.
+
+    A host link of this name is a leftover: no attachment has it, and it gives way.
+    """
+    host = wiring.host.links[attachment.host_link]
+    veth = Veth(host, wiring.pod.links[attachment.ifname], netns_fd)
+    _, *rest = plan_network(wiring.host, NetworkState())
+    return [Put(veth, replace=True), *rest]
+
+
+def mend_pod(desired: NetworkState, netns_fd: int, actual: NetworkState | None = None) -> int:
+    """Bring the pod's side to `desired`; `actual` None reads what it has. Give the number of changes.
+
+    Raises KernelError for the first thing that the kernel refuses.
+    """
+    with entered(netns_fd):
+        changes = sum(write_sysctl(key, value) for key, value in desired.sysctls.items())
+        socket = RouteSocket()
+    with socket:
+        operations = plan_network(desired, actual or read_state(socket))
+        _raise_first(socket.apply(operations))
+    return changes + len(operations)
+
+
+def differences(attachment: Attachment, netns_fd: int) -> list[str]:
+    """Name what of an attachment is missing at either end, in the calling thread's namespace and the pod's.
+
+    A MAC or an MTU that another plugin of the chain has changed since is no difference.
+    """
+    wiring = compile_pod(attachment)
+    with RouteSocket() as host:
+        operations = plan_network(wiring.host, read_state(host).of_links({attachment.host_link}))
+    with in_namespace(netns_fd, RouteSocket) as pod:
+        operations += plan_network(wiring.pod, read_state(pod).of_links({attachment.ifname}))
+    return [f"missing: {describe(object_of(o))}" for o in operations if isinstance(o, Put)]
+
+
+def read_state(socket: RouteSocket, routes: RouteReader | None = None) -> NetworkState:
+    """Give what stands in the socket's namespace: all links, addresses and neighbours, and our routes."""
+    links = {link.name: link for link in socket.links()}
+    overlays = [name for name, link in links.items() if link.kind == "vxlan"]
+    return NetworkState(
+        links=links,
+        addresses=frozenset(socket.addresses()),
+        routes=routes.read() if routes else frozenset(socket.routes(protocol=PROTOCOL)),
+        neighbours=frozenset(socket.neighbours()),
+        fdb=frozenset(entry for name in overlays for entry in socket.fdb(name)),
+    )
+
+
+def _raise_first(failures: Sequence[Failure]) -> None:
+    if failures:
+        raise failures[0].error

@@ -1,0 +1,108 @@
+"""Table `inet poplin`: what every node does to its pods' packets, whatever features are on.
+
+Pods' sources are bound to their interfaces, and what leaves the cluster gets the node's address.
+"""
+
+from ipaddress import ip_network
+from typing import Final
+
+from poplin.compile.nft_rule import IIFGROUP, REVERSE_PATH, equals, in_set, network, rule, within
+from poplin.model.kernel import POD_LINK_GROUP, IPNetwork
+from poplin.model.netconf import NetConf
+from poplin.model.nftables import (
+    DROP,
+    BaseChain,
+    Chain,
+    ChainType,
+    Counter,
+    Element,
+    Hook,
+    Masquerade,
+    NatFlag,
+    Rule,
+    Set,
+    Table,
+)
+
+TABLE: Final = "poplin"
+RAW: Final = -300
+"""Priority NF_IP_PRI_RAW: before connection tracking, so that a forged packet makes no entry."""
+SRCNAT: Final = 100
+"""Priority NF_IP_PRI_NAT_SRC."""
+
+MULTICAST: Final = {4: ip_network("224.0.0.0/4"), 6: ip_network("ff00::/8")}
+
+
+def compile_node_table(conf: NetConf | None, *, masquerade: bool = True) -> Table:
+    """Give the table; without a configuration, or with `masquerade` off, sources are bound and no more."""
+    networks = conf.networks if conf is not None and masquerade else ()
+    non_masquerade = conf.non_masquerade if conf is not None else ()
+    return Table(
+        TABLE,
+        chains=(
+            Chain(
+                "anti-spoofing",
+                (_bind_sources(),),
+                BaseChain(ChainType.FILTER, Hook.PREROUTING, RAW),
+            ),
+            Chain(
+                "masquerade",
+                tuple(_masquerade(pods) for pods in networks),
+                BaseChain(ChainType.NAT, Hook.POSTROUTING, SRCNAT),
+            ),
+        ),
+        sets=tuple(_direct_destinations(pods, non_masquerade) for pods in networks),
+    )
+
+
+def _bind_sources() -> Rule:
+    """Drop what comes from a pod's veth with a source whose route does not lead back there.
+
+    The pod's own /32 or /128 route is the binding: there is no element for each pod to keep in step.
+    """
+    return rule(
+        equals(IIFGROUP, POD_LINK_GROUP),
+        equals(REVERSE_PATH, 0),
+        Counter(),
+        DROP,
+        comment="source is not the pod's own address",
+    )
+
+
+def _masquerade(pods: IPNetwork) -> Rule:
+    """Give pods' packets to destinations outside the cluster the address of the interface they leave by."""
+    family = network(pods.version)
+    return rule(
+        family.only,
+        within(family.saddr, pods),
+        in_set([family.daddr], _set_name(pods.version), negate=True),
+        Masquerade(NatFlag.FULLY_RANDOM),
+        comment="from a pod to outside the cluster",
+    )
+
+
+def _direct_destinations(pods: IPNetwork, non_masquerade: tuple[IPNetwork, ...]) -> Set:
+    blocks = [pods, MULTICAST[pods.version], *(n for n in non_masquerade if n.version == pods.version)]
+    return Set(
+        _set_name(pods.version),
+        (network(pods.version).address,),
+        intervals=True,
+        elements=frozenset(_merged(blocks)),
+    )
+
+
+def _set_name(version: int) -> str:
+    return f"direct-{version}"
+
+
+def _merged(blocks: list[IPNetwork]) -> list[Element]:
+    """Give disjoint intervals that do not touch, as an interval set wants them."""
+    spans: list[list[int]] = []
+    for block in sorted(blocks, key=lambda b: int(b.network_address)):
+        first, last = int(block.network_address), int(block.broadcast_address)
+        if spans and first <= spans[-1][1] + 1:
+            spans[-1][1] = max(spans[-1][1], last)
+        else:
+            spans.append([first, last])
+    size = blocks[0].max_prefixlen // 8
+    return [Element(first.to_bytes(size), last=last.to_bytes(size)) for first, last in spans]
