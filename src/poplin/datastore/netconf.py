@@ -48,7 +48,7 @@ def parse_netconf(text: str | bytes, where: str = "net-conf.json") -> NetConf:
     """
     try:
         raw = msgspec.json.decode(text)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
         raise InvalidInputError(f"not JSON: {error}", where=where, remedy="correct the syntax") from error
     if not isinstance(raw, dict):
         raise InvalidInputError(
@@ -79,12 +79,13 @@ def parse_netconf(text: str | bytes, where: str = "net-conf.json") -> NetConf:
 
 
 def _backend(raw: dict[str, Any], where: str) -> Backend:
-    lowered = {key.lower(): value for key, value in raw.items()}
-    name = lowered.get("type", BackendType.VXLAN)
-    known = ", ".join(BackendType)
+    types = {key.title(): value for key, value in raw.items() if key.lower() == "type"}
+    name = _take(types, "Type", str, BackendType.VXLAN.value, where)
     if name not in list(BackendType):
         raise InvalidInputError(
-            f"unknown backend {name!r}", where=f"{where}.Type", remedy=f"use one of: {known}"
+            f"unknown backend {name!r}",
+            where=f"{where}: Type",
+            remedy=f"use one of: {', '.join(BackendType)}",
         )
     kind = BackendType(name)
     keys = _known(raw, BACKEND_KEYS[kind], where)
@@ -105,12 +106,21 @@ def _backend(raw: dict[str, Any], where: str) -> Backend:
 def _known(raw: dict[str, Any], known: frozenset[str], where: str) -> dict[str, Any]:
     """Give the object with its keys spelled as in `known`."""
     spelling = {key.lower(): key for key in known}
-    for key in raw:
-        if key.lower() not in spelling:
+    found: dict[str, Any] = {}
+    for key, value in raw.items():
+        name = spelling.get(key.lower())
+        if name is None:
             raise InvalidInputError(
                 f"unknown key {key!r}", where=where, remedy=f"use only: {', '.join(sorted(known))}"
             )
-    return {spelling[key.lower()]: value for key, value in raw.items()}
+        if name in found:
+            raise InvalidInputError(
+                "stands twice, in upper and lower case",
+                where=f"{where}: {key}",
+                remedy="remove one of the two",
+            )
+        found[name] = value
+    return found
 
 
 def _take(keys: dict[str, Any], key: str, kind: type[T], default: T, where: str) -> T:
@@ -120,7 +130,7 @@ def _take(keys: dict[str, Any], key: str, kind: type[T], default: T, where: str)
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
         expected = {str: "a string", bool: "true or false", int: "a whole number", list: "a list"}
         raise InvalidInputError(
-            f"must be {expected.get(kind, 'an object')}, not {msgspec.json.encode(value).decode()}",
+            f"must be {expected.get(kind, 'an object')}, not {value!r}",
             where=f"{where}: {key}",
             remedy="correct the value",
         )
@@ -148,10 +158,7 @@ def _network(text: str, version: int, where: str) -> IPNetwork:
         raise InvalidInputError(
             "missing", where=where, remedy=f"give the IPv{version} network that all podCIDRs lie in"
         )
-    try:
-        network = ip_network(text)
-    except ValueError as error:
-        raise InvalidInputError(str(error), where=where, remedy="write a CIDR without host bits") from error
+    network = _cidr(text, where)
     if network.version != version:
         raise InvalidInputError(
             f"{network} is IPv{network.version}", where=where, remedy=f"write an IPv{version} CIDR"
@@ -159,15 +166,23 @@ def _network(text: str, version: int, where: str) -> IPNetwork:
     return network
 
 
+def _cidr(text: Any, where: str) -> IPNetwork:
+    """Read a CIDR as Go does: with a prefix length, which `ip_network` would take as that of one address."""
+    remedy = "write a CIDR without host bits, such as 10.244.0.0/16"
+    if not isinstance(text, str):
+        raise InvalidInputError(f"must be a string, not {text!r}", where=where, remedy=remedy)
+    if not text.partition("/")[2].isdecimal():
+        raise InvalidInputError(f"{text!r} has no prefix length", where=where, remedy=remedy)
+    try:
+        return ip_network(text)
+    except ValueError as error:
+        raise InvalidInputError(str(error), where=where, remedy=remedy) from error
+
+
 def _networks(texts: list[Any], where: str) -> tuple[IPNetwork, ...]:
     found: list[IPNetwork] = []
     for text in texts:
-        try:
-            network = ip_network(text)
-        except (ValueError, TypeError) as error:
-            raise InvalidInputError(
-                str(error), where=where, remedy="write CIDRs without host bits"
-            ) from error
+        network = _cidr(text, where)
         other = next((n for n in found if n.version == network.version and n.overlaps(network)), None)
         if other is not None:
             raise InvalidInputError(
