@@ -111,10 +111,11 @@ class _Objects(Generic[T]):
         """Give what stands at the end; `removed_links` has the position of each link's last removal."""
         key, replaced = self._key, self._replaced
         stays: frozenset[T] = self._base - self._removed if self._removed else self._base
+        # What goes is gathered and taken off: a set made anew would hash every object that stays.
         if replaced:
-            stays = frozenset(o for o in stays if key(o) not in replaced)
+            stays -= {o for o in stays if key(o) in replaced}
         if removed_links:
-            stays = frozenset(o for o in stays if o.link not in removed_links)
+            stays -= {o for o in stays if o.link in removed_links}
         put = (
             o
             for o, position in self._put.items()
