@@ -189,7 +189,7 @@ class ApiClient:
             # A token renewed behind our back: what we hold may simply be old, so look once.
             if response.status == 401 and attempt == 1:
                 response.release()
-                self._credentials.invalidate()
+                self._credentials.invalidate(credential)
                 continue
             break
         try:
@@ -225,6 +225,7 @@ class ApiClient:
 
     def _unreachable(self, error: Exception, where: str) -> Unreachable:
         if isinstance(error, aiohttp.ClientConnectorCertificateError):
+            self._tls = None  # the authority's file may have been renewed: read it again next time
             return Unreachable(
                 f"its certificate is not trusted: {error.certificate_error}",
                 where=where,

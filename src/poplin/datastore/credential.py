@@ -44,8 +44,8 @@ class CredentialSource(Protocol):
         """The credential to use now. Raises CredentialError."""
         ...
 
-    def invalidate(self) -> None:
-        """The server did not know it (401): get another before the next request."""
+    def invalidate(self, refused: Credential) -> None:
+        """The server did not know this one (401): where it is still the current one, get another."""
         ...
 
 
@@ -73,8 +73,9 @@ class StoredCredentials:
             self._read_at = self._now()
         return self._credential
 
-    def invalidate(self) -> None:
-        self._read_at = None
+    def invalidate(self, refused: Credential) -> None:
+        if refused is self._credential:
+            self._read_at = None
 
     def _read(self) -> Credential:
         identity = self._identity
@@ -153,8 +154,10 @@ class PluginCredentials:
                 )
             return self._credential
 
-    def invalidate(self) -> None:
-        self._credential = None
+    def invalidate(self, refused: Credential) -> None:
+        # Of several requests refused at once, the first has brought a new one by now.
+        if refused is self._credential:
+            self._credential = None
 
     async def _run(self) -> bytes:
         plugin = self._plugin

@@ -85,6 +85,7 @@ class StandInApi:
         self.always: dict[str, Failure] = {}
         self.cuts: deque[Cut] = deque()
         self.expired_continues = 0
+        self.fragment_bytes = 0  # watches send their lines in pieces of this size; 0 for whole ones
         self.pages_between: list[Any] = []  # callables run before each further page
         self.requests: list[web.Request] = []
         self.peers: list[dict[str, Any] | None] = []  # the client certificate of each request
@@ -276,7 +277,10 @@ class StandInApi:
                     request.transport.abort() if sent % 2 else request.transport.close()
                 return False
             sent += 1
-            await response.write(line + b"\n")
+            size = self.fragment_bytes or len(line) + 1
+            for start in range(0, len(line) + 1, size):
+                await response.write((line + b"\n")[start : start + size])
+                await asyncio.sleep(0)
             self.counts["sent"] += 1
             self.wake()
             return kind != "ERROR"

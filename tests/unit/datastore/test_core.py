@@ -118,6 +118,11 @@ def test_node_of_one_family_and_of_none():
     assert parse(NODES, {"metadata": {"name": "n"}}) == Node(name="n")
 
 
+def test_bits_beyond_the_prefix_are_cleared():
+    node = parse(NODES, {"metadata": {"name": "n"}, "spec": {"podCIDR": "10.244.1.7/24"}})
+    assert node.pod_cidrs == (ip_network("10.244.1.0/24"),)
+
+
 def test_pod():
     assert parse(PODS, POD) == Pod(
         namespace="shop",

@@ -217,6 +217,16 @@ async def test_server_of_another_authority_is_refused(tmp_path):
             await get_once(api.access())
 
 
+async def test_renewed_authority_is_read_after_a_refusal(tmp_path):
+    path = tmp_path / "ca.crt"
+    path.write_bytes(Authority("old").pem)
+    async with tls_server(tmp_path) as api, ApiClient(api.access(certificate_authority=path)) as client:
+        with pytest.raises(Unreachable):
+            await client.request("GET", "/api/v1/pods")
+        path.write_bytes(AUTHORITY.pem)
+        await client.request("GET", "/api/v1/pods")
+
+
 async def test_tls_server_name(tmp_path):
     async with tls_server(tmp_path, "kubernetes.example") as api:
         access = api.access(certificate_authority=AUTHORITY.pem)

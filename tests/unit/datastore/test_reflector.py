@@ -1,6 +1,7 @@
 """The reflector against a stand-in for kube-apiserver: each thing a server may do, and the view that results."""
 
 import asyncio
+import json
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import replace
 from random import Random
@@ -9,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from poplin.datastore import reflector
 from poplin.datastore.client import ApiClient
 from poplin.datastore.core import PODS
 from poplin.datastore.parse import InvalidObjectError
@@ -30,8 +32,8 @@ async def running(tls=None):
 @asynccontextmanager
 async def watching(api, *, pace=FAST, response_s=5, **selection):
     async with ApiClient(api.access(), response_s=response_s) as client:
-        reflector = Reflector(client, PODS, pace=pace, random=Random(1), **selection)
-        async with aclosing(reflector.events()) as events, asyncio.timeout(20):
+        watched = Reflector(client, PODS, pace=pace, random=Random(1), **selection)
+        async with aclosing(watched.events()) as events, asyncio.timeout(20):
             yield events
 
 
@@ -128,6 +130,43 @@ async def test_cut_watch_is_resumed_and_nothing_is_lost_or_told_as_failure(api, 
             api.put(pod(name))
         assert [(await anext(events)).object.name for _ in range(4)] == list("bcde")
         assert api.counts["watch"] >= 2
+
+
+@pytest.mark.parametrize("fragment_bytes", [1, 100, 1000])
+async def test_lines_arrive_in_pieces(api, fragment_bytes):
+    api.fragment_bytes = fragment_bytes
+    api.put(pod("a"))
+    async with watching(api) as events:
+        assert names(await anext(events)) == ["a"]
+        waiting = asyncio.create_task(anext(events))
+        await until_watched(api)
+        api.put(pod("b"))
+        api.put(pod("c"))
+        assert (await waiting).object.name == "b"
+        assert (await anext(events)).object.name == "c"
+
+
+async def test_object_larger_than_any_buffer(api):
+    api.put(pod("large", value="x" * 3_000_000))
+    async with watching(api) as events:
+        assert names(await anext(events)) == ["large"]
+        api.put(pod("larger", value="x" * 3_000_001))
+        assert (await anext(events)).object.name == "larger"
+
+
+async def test_changes_among_the_initial_objects():
+    """Until the bookmark that ends them, a streaming list may tell of changes too."""
+    async with running() as api:
+        objects = [pod("a"), pod("b"), pod("b", app="new"), pod("a")]
+        kinds = ["ADDED", "ADDED", "MODIFIED", "DELETED"]
+        lines = [json.dumps({"type": kind, "object": obj}) for kind, obj in zip(kinds, objects, strict=True)]
+        end = {"resourceVersion": "100", "annotations": {"k8s.io/initial-events-end": "true"}}
+        lines.append(json.dumps({"type": "BOOKMARK", "object": {"metadata": end}}))
+        api.failures["watch"].append(Failure(body="\n".join([*lines, ""]).encode()))
+        async with watching(api) as events:
+            first = await anext(events)
+            assert names(first) == ["b"]
+            assert first.objects[0].labels == {"app": "new"}
 
 
 async def test_watch_resumes_from_the_bookmark(api):
@@ -284,6 +323,19 @@ async def test_silent_watch_is_begun_again(api):
         assert (await waiting).object.name == "b"
 
 
+async def test_quiet_watch_is_left_alone(api):
+    """The bound on answers is none on the news of a watch, which may be long in coming."""
+    async with watching(api, response_s=0.25) as events:
+        await anext(events)
+        waiting = asyncio.create_task(anext(events))
+        await until_watched(api)
+        watches = api.counts["watch"]
+        await asyncio.sleep(0.5)
+        assert api.counts["watch"] == watches
+        api.put(pod("a"))
+        assert (await waiting).object.name == "a"
+
+
 async def test_streaming_list_without_end_falls_back_to_a_list():
     async with running() as api:
         api.watch_list = True
@@ -329,6 +381,16 @@ async def test_rubbish_in_a_watch_is_told_and_a_fresh_set_follows(api, rubbish):
         assert isinstance(told, Unavailable)
         assert "no answer of a Kubernetes API" in str(told.error)
         assert names(await anext(events)) == ["a", "b"]
+
+
+async def test_line_without_end_is_rubbish(monkeypatch):
+    monkeypatch.setattr(reflector, "MAX_LINE_BYTES", 1000)
+    async with running() as api:
+        api.failures["watch"].append(Failure(body=b"x" * 2000))
+        async with watching(api) as events:
+            told = await anext(events)
+            assert isinstance(told, Unavailable)
+            assert "a line without end" in str(told.error)
 
 
 @pytest.mark.parametrize("body", [b"rubbish", b'{"items":[]}', b'{"metadata":{},"items":[]}', b"[]"])
@@ -413,10 +475,10 @@ async def play(history, *, watch_list):
 
     async with running() as api, ApiClient(api.access()) as client:
         api.watch_list = watch_list
-        reflector = Reflector(client, PODS, pace=FAST, random=Random(1))
+        watched = Reflector(client, PODS, pace=FAST, random=Random(1))
 
         async def follow():
-            async with aclosing(reflector.events()) as events:
+            async with aclosing(watched.events()) as events:
                 async for event in events:
                     apply(event)
 
