@@ -9,6 +9,7 @@ import json
 import ssl
 from collections import Counter, deque
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -256,7 +257,8 @@ class StandInApi:
         self.watches_open += 1
         self.wake()
         try:
-            await self._write_events(request, response, initial=initial)
+            with suppress(ConnectionError):  # the client may leave at any moment
+                await self._write_events(request, response, initial=initial)
         finally:
             self.watches_open -= 1
             self.wake()
