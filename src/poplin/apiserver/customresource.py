@@ -207,9 +207,8 @@ class CustomResources:
         remaining = 0
         for resource in self._served.get(name, ())[:1]:
             collection = self._lifecycle.collection(resource)
-            for entry in collection.slice(None):
-                if not entry.deleting:
-                    await self._lifecycle.delete(resource, entry.key, DeleteOptions())
+            living = [entry for entry in collection.slice(None) if not entry.deleting]
+            await self._lifecycle.delete_all(resource, living, DeleteOptions())
             remaining = len(collection.entries)
         if remaining:
             return

@@ -216,10 +216,8 @@ class Janitor:
             if not resource.namespaced:
                 continue
             collection = self._lifecycle.collection(resource)
-            for entry in collection.slice(key[1]):
-                if not entry.deleting:
-                    with contextlib.suppress(StatusError):
-                        await self._lifecycle.delete(resource, entry.key, DeleteOptions(policy="Background"))
+            living = [entry for entry in collection.slice(key[1]) if not entry.deleting]
+            await self._lifecycle.delete_all(resource, living, DeleteOptions(policy="Background"))
             remaining += len(collection.slice(key[1]))
         if remaining or namespaces is None:
             return

@@ -4,10 +4,11 @@ https://github.com/kubernetes/community/blob/master/contributors/devel/sig-archi
 Nothing here knows of HTTP: the REST handlers and the server's own controllers call the same methods.
 """
 
+import asyncio
 import copy
 import secrets
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
@@ -19,7 +20,7 @@ from poplin.apiserver.collection import Collection, Entry, Key, Object, make_ent
 from poplin.apiserver.defaults import carry, derive
 from poplin.apiserver.resource import Registry, Resource
 from poplin.apiserver.schema import Findings, admit
-from poplin.apiserver.status import Cause
+from poplin.apiserver.status import Cause, StatusError
 from poplin.apiserver.store import StaleError, Store
 from poplin.apiserver.syntax import check_metadata
 
@@ -34,11 +35,12 @@ Hook = Callable[[Resource, Object, Object | None], None]
 
 @dataclass(slots=True)
 class Options:
-    """What a request asks beside its object. `warnings` collects what the client should be told."""
+    """What a request asks beside its object; `warnings` and `faults` collect what is found on the way."""
 
     dry_run: bool = False
     field_validation: str = "Warn"
     warnings: list[str] = field(default_factory=list)
+    faults: list[Cause] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +100,7 @@ class Lifecycle:
                 draft["metadata"]["name"] = prefix[:58] + "".join(
                     secrets.choice(SUFFIX_ALPHABET) for _ in range(5)
                 )
-            self._complete(resource, draft, None)
+            self._complete(resource, draft, None, options.faults)
             place: Key = (namespace, draft["metadata"]["name"])
             if collection.head(place) is None:
                 break
@@ -191,7 +193,7 @@ class Lifecycle:
             after["spec"] = before.get("spec", {})
         if part != "status":
             carry(resource.group, resource.kind, after, before)
-        self._complete(resource, after, before)
+        self._complete(resource, after, before, options.faults)
         if resource.generation and _desired(after) != _desired(before):
             metadata["generation"] = old.get("generation", 0) + 1
         return after
@@ -219,6 +221,19 @@ class Lifecycle:
                 return await self.store.write(collection, key, after, old)
             except StaleError:
                 continue
+
+    async def delete_all(
+        self, resource: Resource, entries: Iterable[Entry], options: DeleteOptions, *, dry_run: bool = False
+    ) -> list[Entry]:
+        """Delete each of `entries`, together, so that they share commits. Those already gone are left out."""
+        deletions = [self.delete(resource, entry.key, options, dry_run=dry_run) for entry in entries]
+        deleted: list[Entry] = []
+        for result in await asyncio.gather(*deletions, return_exceptions=True):
+            if isinstance(result, Entry):
+                deleted.append(result)
+            elif not (isinstance(result, StatusError) and result.code == 404):
+                raise result
+        return deleted
 
     def is_gone(self, resource: Resource, entry: Entry) -> bool:
         now = self.collection(resource).entries.get(entry.key)
@@ -248,20 +263,23 @@ class Lifecycle:
                 f'{resource.kind} in version "{resource.version}" cannot be handled as a {resource.kind}: '
             )
             raise status.bad_request(message + listed)
-        faults = findings.mistyped + findings.faults
+        options.faults = faults = findings.mistyped + findings.faults
         if not resource.custom:
             # Clients of typed languages leave zero values out of a status; nothing checks them there either.
-            faults = [fault for fault in faults if not fault.field.startswith(("status.", "metadata."))]
-        if faults:
+            options.faults = [one for one in faults if not one.field.startswith(("status.", "metadata."))]
+        elif faults:
             raise status.invalid(resource.kind, resource.group, name, faults)
         return resource.accept(given)
 
-    def _complete(self, resource: Resource, document: Object, old: Object | None) -> None:
+    def _complete(
+        self, resource: Resource, document: Object, old: Object | None, faults: Sequence[Cause]
+    ) -> None:
+        """Derive, let the hooks see it, and refuse the document if it has `faults` or breaks a rule."""
         derive(resource.group, resource.kind, document)
         for hook in self.hooks:
             hook(resource, document, old)
         kind, group, metadata = resource.kind, resource.group, document["metadata"]
-        causes = list(check_metadata(metadata, group, kind))
+        causes = [*faults, *check_metadata(metadata, group, kind)]
         if not resource.custom:
             causes.extend(rules.validate(group, kind, document, old))
         if causes:

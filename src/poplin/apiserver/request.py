@@ -9,7 +9,7 @@ import msgspec
 import yaml
 from aiohttp import web
 
-from poplin.apiserver import status
+from poplin.apiserver import protobuf, status
 from poplin.apiserver.authentication import User
 from poplin.apiserver.collection import Collection, Entry, Object
 from poplin.apiserver.lifecycle import DeleteOptions, Options
@@ -85,7 +85,7 @@ class Call:
         return Options(dry_run=_is_dry_run(self.query.getall("dryRun", [])), field_validation=level)  # type: ignore[attr-defined]  # a MultiDict
 
     async def body(self) -> Any:
-        """The decoded body. Raises StatusError where it is no JSON or YAML."""
+        """The decoded body. Raises StatusError where it is no JSON, YAML or protobuf."""
         return decode_body(await self.request.read(), self.request.content_type)
 
     async def document(self) -> Object:
@@ -138,15 +138,13 @@ class Selection:
 
 
 def decode_body(body: bytes, content_type: str) -> Any:
-    if content_type.endswith("protobuf"):
-        raise status.unsupported_media_type(
-            "the body of the request is protobuf; this server reads JSON and YAML"
-        )
     try:
+        if content_type == "application/vnd.kubernetes.protobuf":
+            return protobuf.decode(body)
         if "yaml" in content_type:
             return yaml.load(body, yaml.CSafeLoader)
         return msgspec.json.decode(body)
-    except (msgspec.DecodeError, yaml.YAMLError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, protobuf.ProtobufError, yaml.YAMLError, UnicodeDecodeError) as error:
         raise status.bad_request(f"the body of the request cannot be decoded: {error}") from None
 
 

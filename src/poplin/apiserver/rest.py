@@ -8,7 +8,7 @@ import binascii
 import time
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -24,6 +24,9 @@ from poplin.apiserver.watch import serve_watch
 
 SNAPSHOTS: Final = 32
 SNAPSHOT_LIFETIME_S: Final = 300.0
+JSON_PATCH: Final = "application/json-patch+json"
+MERGE_PATCH: Final = "application/merge-patch+json"
+STRATEGIC_PATCH: Final = "application/strategic-merge-patch+json"
 APPLY: Final = "application/apply-patch+yaml"
 
 
@@ -197,33 +200,26 @@ class Rest:
         options, dry_run = parse_delete_options(call, await _optional_body(call))
         collection = self._lifecycle.collection(call.resource)
         selection = call.selection(collection)
-        deleted = []
-        for entry in [entry for entry in collection.slice(selection.namespace) if selection.matches(entry)]:
-            try:
-                deleted.append(
-                    await self._lifecycle.delete(call.resource, entry.key, options, dry_run=dry_run)
-                )
-            except status.StatusError as error:
-                if error.code != 404:
-                    raise
+        chosen = [entry for entry in collection.slice(selection.namespace) if selection.matches(entry)]
+        deleted = await self._lifecycle.delete_all(call.resource, chosen, options, dry_run=dry_run)
         metadata = {"resourceVersion": str(self._store.revision)}
         return respond(_form(call).many([entry.data for entry in deleted], metadata))
 
 
 def prepare_patch(content_type: str, body: Any, resource: Resource) -> Callable[[Object], Object]:
     """The change that a patch of `content_type` makes."""
+    known = (JSON_PATCH, MERGE_PATCH) if resource.custom else (JSON_PATCH, MERGE_PATCH, STRATEGIC_PATCH)
+    if content_type not in known:
+        raise status.unsupported_media_type(_refusal(content_type, known))
 
     def change(document: Object) -> Object:
         try:
-            match content_type:
-                case "application/json-patch+json":
-                    result = patch.apply_json(document, body)
-                case "application/merge-patch+json":
-                    result = patch.apply_merge(document, body)
-                case "application/strategic-merge-patch+json" if not resource.custom:
-                    result = patch.apply_strategic(document, body, resource.schema)
-                case _:
-                    raise status.unsupported_media_type(_refusal(content_type, resource))
+            if content_type == JSON_PATCH:
+                result = patch.apply_json(document, body)
+            elif content_type == MERGE_PATCH:
+                result = patch.apply_merge(document, body)
+            else:
+                result = patch.apply_strategic(document, body, resource.schema)
         except patch.PatchError as error:
             if error.unprocessable:
                 raise status.StatusError(
@@ -237,15 +233,11 @@ def prepare_patch(content_type: str, body: Any, resource: Resource) -> Callable[
     return change
 
 
-def _refusal(content_type: str, resource: Resource) -> str:
+def _refusal(content_type: str, known: Sequence[str]) -> str:
     if content_type == APPLY:
         return "server-side apply is not supported by this server; use client-side apply"
-    known = ["application/json-patch+json", "application/merge-patch+json"]
-    if not resource.custom:
-        known.append("application/strategic-merge-patch+json")
-    return (
-        f"the body of the request was in an unknown format - accepted media types include: {', '.join(known)}"
-    )
+    listed = ", ".join(known)
+    return f"the body of the request was in an unknown format - accepted media types include: {listed}"
 
 
 def _form(call: Call) -> Form:

@@ -141,14 +141,14 @@ def selects(selector: Mapping[str, Any], labels: Mapping[str, str]) -> bool:
         if labels.get(key) != value:
             return False
     for term in selector.get("matchExpressions") or ():
-        value, values = labels.get(term["key"]), term.get("values") or ()
+        value, values = labels.get(term.get("key", "")), term.get("values") or ()
         holds = {
             "In": value in values,
             "NotIn": value not in values,
             "Exists": value is not None,
             "DoesNotExist": value is None,
         }
-        if not holds[term["operator"]]:
+        if not holds.get(term.get("operator", ""), False):
             return False
     return True
 

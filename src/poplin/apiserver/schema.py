@@ -38,6 +38,7 @@ class Node:
     preserve: bool = False
     nullable: bool = False
     embedded: bool = False
+    structural: bool = False
     enum: tuple[Any, ...] = ()
     pattern: "re.Pattern[str] | None" = None
     format: str = ""
@@ -91,6 +92,7 @@ class Compiler:
         node.required = tuple(schema.get("required") or ())
         node.preserve = bool(schema.get("x-kubernetes-preserve-unknown-fields"))
         node.nullable = bool(schema.get("nullable"))
+        node.structural = bool(schema.get("x-structural"))
         node.embedded = bool(schema.get("x-kubernetes-embedded-resource"))
         node.enum = tuple(schema.get("enum") or ())
         node.pattern = re.compile(schema["pattern"]) if schema.get("pattern") else None
@@ -242,8 +244,13 @@ def _check_value(value: Any, node: Node, findings: Findings, path: Path) -> None
     if node.format and isinstance(value, str) and (check := FORMATS.get(node.format)) and not check(value):
         message = f"Invalid value: {shown}: {where} in body must be of type {node.format}: {shown}"
         findings.mistyped.append(Cause(where, message))
-    for rule in _broken_bounds(value, dict(node.bounds)):
-        findings.faults.append(Cause(where, f"Invalid value: {shown}: {where} in body {rule}"))
+    bounds = dict(node.bounds)
+    if broken := list(_broken_bounds(value, bounds)):
+        if not node.structural and {"minimum", "maximum"} <= bounds.keys():
+            # How the built-in types say it.
+            broken = [f"must be between {bounds['minimum']} and {bounds['maximum']}, inclusive"]
+        subject = f"{where} in body " if node.structural else ""
+        findings.faults.extend(Cause(where, f"Invalid value: {shown}: {subject}{rule}") for rule in broken)
     for word, choices_ in node.alternatives:
         if not _satisfied(value, word, choices_):
             message = f"Invalid value: {shown}: {where} in body must validate {WORDS[word]} schema ({word})"

@@ -24,13 +24,14 @@ CREATE TABLE IF NOT EXISTS objects (
     revision INTEGER NOT NULL, data BLOB NOT NULL,
     UNIQUE (collection, namespace, name)
 );
-CREATE TABLE IF NOT EXISTS revision (id INTEGER PRIMARY KEY CHECK (id = 0), value INTEGER NOT NULL);
-INSERT OR IGNORE INTO revision VALUES (0, 1);
+CREATE TABLE IF NOT EXISTS revisions (collection TEXT PRIMARY KEY, newest INTEGER NOT NULL);
+INSERT OR IGNORE INTO revisions VALUES ('', 1);
 """
 UPSERT: Final = """
 INSERT INTO objects VALUES (?1, ?2, ?3, ?4, ?5)
 ON CONFLICT DO UPDATE SET revision = ?4, data = ?5
 """
+ADVANCE: Final = "INSERT OR REPLACE INTO revisions VALUES (?, ?)"
 DELETE: Final = "DELETE FROM objects WHERE collection = ? AND namespace = ? AND name = ?"
 Listener = Callable[[Collection, Event], None]
 
@@ -56,7 +57,7 @@ class Store:
         # No second process may write here: the memory would not know of it.
         self._database.execute("PRAGMA locking_mode = EXCLUSIVE")
         self._database.executescript(SCHEMA)
-        (self.revision,) = self._database.execute("SELECT value FROM revision").fetchone()
+        (self.revision,) = self._database.execute("SELECT max(newest) FROM revisions").fetchone()
         """The newest revision that readers see."""
         self._assigned: int = self.revision
         self._collections: dict[str, Collection] = {}
@@ -72,9 +73,15 @@ class Store:
             known.closed = False
             return known
         collection = Collection(name, tuple(fields))
-        collection.load(self._read(collection), self.revision)
+        collection.load(self._read(collection), self._newest(name))
         self._collections[name] = collection
         return collection
+
+    def _newest(self, name: str) -> int:
+        """The newest revision of a collection: who has seen that may go on watching after a restart."""
+        query = "SELECT newest FROM revisions WHERE collection IN (?, '') ORDER BY newest DESC"
+        (newest,) = self._thread.submit(lambda: self._database.execute(query, (name,)).fetchone()).result()
+        return int(newest)
 
     def _read(self, collection: Collection) -> Iterator[Entry]:
         rows = self._thread.submit(
@@ -133,7 +140,7 @@ class Store:
             self._publish(batch)
         self._committer = None
 
-    def _commit(self, batch: Iterable[_Write]) -> None:
+    def _commit(self, batch: Sequence[_Write]) -> None:
         database = self._database
         database.execute("BEGIN")
         try:
@@ -143,7 +150,8 @@ class Store:
                     database.execute(DELETE, (write.collection.name, *entry.key))
                 else:
                     database.execute(UPSERT, (write.collection.name, *entry.key, entry.revision, entry.data))
-            database.execute("UPDATE revision SET value = ?", (entry.revision,))
+            newest = {write.collection.name: write.event.entry.revision for write in batch}
+            database.executemany(ADVANCE, newest.items())
             database.execute("COMMIT")
         except sqlite3.Error:
             if database.in_transaction:
