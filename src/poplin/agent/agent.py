@@ -87,6 +87,7 @@ class Agent:
                 tasks.create_task(self._follow_nodes(), name="watch of nodes")
                 tasks.create_task(self._follow_configuration(), name="network configuration")
                 tasks.create_task(self._tidy(pods), name="housekeeping")
+                tasks.create_task(pods.reap(), name="destruction of links")
                 tasks.create_task(self._publisher.run(), name="publisher")
                 tasks.create_task(self._loop.run(), name="reconcile loop")
 

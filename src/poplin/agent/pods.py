@@ -1,6 +1,7 @@
 """The CNI commands, done: an attachment is durable before the kernel knows of it, and undone on failure."""
 
 import asyncio
+import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from ipaddress import ip_interface
@@ -19,7 +20,12 @@ from poplin.datastore.attachments import checkpoint
 from poplin.model.attachment import HOST_MAC, Attachment, AttachmentState, host_link_name, pod_mac
 from poplin.model.errors import PoplinError
 
+log = logging.getLogger(__name__)
+
 T = TypeVar("T")
+
+REAP_DELAY_S: Final = 0.05
+"""How long detached links wait for others: destroying many costs what destroying one does."""
 
 ATTACHMENTS: Final = "attachments.db"
 """The store's file in the state directory."""
@@ -37,6 +43,7 @@ class Pods:
         self._network = network
         self._wirer = Wirer(WIRING_THREADS)
         self._threads = ThreadPoolExecutor(WIRING_THREADS, thread_name_prefix="wiring")
+        self._leaving = asyncio.Event()
         self.ports = self._wirer.ports
 
     def close(self) -> None:
@@ -64,15 +71,15 @@ class Pods:
             await self._in_thread(lambda: self._wirer.wire(attachment, netns_fd))
         except BaseException:
             await self._in_thread(lambda: self._wirer.unwire(attachment))
-            self._registry.release(attachment)
+            self._release(attachment)
             raise
         self._registry.confirm(attachment)
         forget_deletion(self._state_dir, attachment.container_id, attachment.ifname)
         return result_of(attachment)
 
-    async def delete(self, request: Request) -> None:
+    async def delete(self, request: Request, netns_fd: int | None) -> None:
         """Detach a pod. One that is not attached is success."""
-        await self._delete((request.container_id, request.ifname))
+        await self._delete((request.container_id, request.ifname), netns_fd)
 
     async def check(self, request: Request, netns_fd: int) -> None:
         """Find what of an attachment does not stand as it was made."""
@@ -115,13 +122,30 @@ class Pods:
         for container_id, ifname in read_deletions(self._state_dir):
             await self._delete((container_id, ifname))
 
-    async def _delete(self, key: tuple[str, str]) -> None:
+    async def reap(self) -> None:
+        """Destroy the links of detached pods, many at a time, for ever."""
+        while True:
+            await self._leaving.wait()
+            await asyncio.sleep(REAP_DELAY_S)
+            self._leaving.clear()
+            links = self._registry.leaving()
+            try:
+                await self._in_thread(self._wirer.reap)
+            except PoplinError as error:
+                log.warning("links not destroyed", extra={"error": str(error), "links": sorted(links)})
+            self._registry.reaped(links)
+
+    async def _delete(self, key: tuple[str, str], netns_fd: int | None = None) -> None:
         attachment = self._registry.get(key)
         if attachment is not None:
             self._registry.claim(attachment)
-            await self._in_thread(lambda: self._wirer.unwire(attachment))
-            self._registry.release(attachment)
+            await self._in_thread(lambda: self._wirer.detach(attachment, netns_fd))
+            self._release(attachment)
         forget_deletion(self._state_dir, *key)
+
+    def _release(self, attachment: Attachment) -> None:
+        self._registry.release(attachment)
+        self._leaving.set()
 
     async def _in_thread(self, function: Callable[[], T]) -> T:
         """Run to the end in a thread, whatever becomes of the caller: a half-made pod has to be undone."""

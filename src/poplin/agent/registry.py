@@ -126,16 +126,24 @@ class Registry:
             self._claimed.add(attachment.host_link)
 
     def release(self, attachment: Attachment) -> None:
-        """Forget the attachment, whose link is gone; its addresses rest."""
+        """Forget the attachment; its addresses rest. Its link stays claimed until it is `reaped`."""
         key = (attachment.container_id, attachment.ifname)
         self._store.remove(key, time.time())
         if self._pool is not None:
             self._pool.release(attachment.addresses, now_s=time.monotonic())
+        self._by_link.pop(attachment.host_link, None)
         with self._lock:
             self._attachments.pop(key, None)
-            self._by_link.pop(attachment.host_link, None)
-            self._claimed.discard(attachment.host_link)
             self._news.append(Remove(Link(attachment.host_link, "veth")))
+
+    def leaving(self) -> set[str]:
+        """Give the claimed links of attachments that are no more."""
+        return self._claimed - self._by_link.keys()
+
+    def reaped(self, links: set[str]) -> None:
+        """Say that these links are destroyed; one that has an attachment again stays claimed."""
+        with self._lock:
+            self._claimed -= links & self.leaving()
 
     def forget_news(self) -> None:
         """Drop what the CNI server has done so far: the kernel is about to be read."""

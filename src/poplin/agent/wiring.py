@@ -6,7 +6,9 @@ All of it runs in threads: a thread may enter a pod's namespace without any othe
 import errno
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from queue import SimpleQueue
+from typing import Final
 
 from poplin.compile.pod import Wiring, compile_pod
 from poplin.dataplane.netlink.reader import RouteReader
@@ -16,10 +18,13 @@ from poplin.dataplane.netns import entered, in_namespace
 from poplin.dataplane.sysctl import write_sysctl
 from poplin.model.attachment import Attachment
 from poplin.model.errors import KernelError
-from poplin.model.kernel import PROTOCOL, Link, Veth
+from poplin.model.kernel import POD_LINK_GROUP, PROTOCOL, Link, Veth
 from poplin.model.state import NetworkState
 from poplin.plan.network import plan_network
-from poplin.plan.operation import Operation, Put, Remove
+from poplin.plan.operation import Change, Operation, Put, Remove
+
+LEAVING_GROUP: Final = POD_LINK_GROUP + 1
+"""IFLA_GROUP of host links that are detached and wait for their end."""
 
 
 class Wirer:
@@ -39,9 +44,10 @@ class Wirer:
         `unwire`.
         """
         wiring = compile_pod(attachment)
+        veth, *rest = host_operations(attachment, wiring, netns_fd)
         with self._host() as host:
-            failures = host.apply(host_operations(attachment, wiring, netns_fd))
-        if failures and failures[0].error.errno == errno.EEXIST:
+            failures = host.apply([veth, *rest])
+        if any(f.operation is veth and f.error.errno == errno.EEXIST for f in failures):
             raise KernelError(
                 f"the pod has an interface {attachment.ifname} already",
                 errno=errno.EEXIST,
@@ -56,6 +62,37 @@ class Wirer:
         """Take the attachment's veth away, with all that is on it. That it is gone is success."""
         with self._host() as host:
             _raise_first(host.apply([Remove(Link(attachment.host_link, "veth"))]))
+
+    def detach(self, attachment: Attachment, netns_fd: int | None) -> None:
+        """Take everything off an attachment but its links, which `reap` destroys later.
+
+        The kernel needs some 30 ms to destroy a veth, whether one or many at once: a DEL does not wait for
+        that. The pod's link goes down, loses its addresses and gives up its name; the node's side loses
+        its routes and neighbours.
+        """
+        wiring = compile_pod(attachment)
+        if netns_fd is not None:
+            with in_namespace(netns_fd, RouteSocket) as pod:
+                gone = pod.apply([Change(Link(attachment.ifname, up=False))])
+                if not gone:
+                    pod.apply([Remove(address) for address in wiring.pod.addresses])
+                    pod.rename(attachment.ifname, attachment.host_link)
+        with self._host() as host:
+            failures = host.apply(
+                [
+                    *map(Remove, wiring.host.routes),
+                    *map(Remove, wiring.host.neighbours),
+                    *map(Remove, wiring.host.addresses),
+                ]
+            )
+            link = replace(wiring.host.links[attachment.host_link], up=False, group=LEAVING_GROUP)
+            failures += host.apply([Change(link)])
+        _raise_first([f for f in failures if f.error.errno != errno.ENODEV])
+
+    def reap(self) -> None:
+        """Destroy the links of all attachments that were detached."""
+        with self._host() as host:
+            host.delete_group(LEAVING_GROUP)
 
     @contextmanager
     def _host(self) -> Iterator[RouteSocket]:

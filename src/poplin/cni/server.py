@@ -37,14 +37,15 @@ class Handler(Protocol):
     """What the agent does for each command; every failure is an exception.
 
     A PoplinError reaches the runtime as `as_cni_error` says (of `status` as code 50 unless it is a CniError);
-    anything else is logged and answered with code 999. `netns_fd` stays open until the call returns. Commands
+    anything else is logged and answered with code 999. `netns_fd` stays open until the call returns; that of
+    `delete` is None where the namespace is gone. Commands
     of one container never overlap. A call that exceeds the server's bound is cancelled: `add` undoes itself
     then as on any failure. `add` returns its own part only, which goes behind the request's prevResult.
     """
 
     async def add(self, request: Request, netns_fd: int) -> Result: ...
 
-    async def delete(self, request: Request) -> None: ...
+    async def delete(self, request: Request, netns_fd: int | None) -> None: ...
 
     async def check(self, request: Request, netns_fd: int) -> None: ...
 
@@ -214,7 +215,7 @@ class CniServer:
                     result = chain_result(request.previous_result, result)
                 return encode_result(result, request.cni_version)
             case Command.DEL:
-                await handler.delete(request)
+                await handler.delete(request, descriptors[0] if descriptors else None)
             case Command.CHECK:
                 await handler.check(request, _netns_of(descriptors))
             case Command.GC:
