@@ -4,7 +4,7 @@ Objects name their interface by its name, never by its index: a desired state ma
 does not exist yet. MAC addresses are strings in lower case ("0a:58:0a:f4:00:05").
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
 from typing import Final
@@ -64,9 +64,9 @@ class Vxlan:
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """An interface. In a desired state `index` is 0 and `mac` "" or `mtu_bytes` 0 mean "as it is".
+    """An interface. In a desired state `index` is 0, and `mac` "", `mtu_bytes` 0 or `master` "" mean "as it is".
 
-    `kind` is IFLA_INFO_KIND, "" for a physical device. `carrier` is IFF_LOWER_UP, known only of what
+    `kind` is IFLA_INFO_KIND, "" for a physical device. `master` is the bridge whose port the link is. `carrier` is IFF_LOWER_UP, known only of what
     was read. `parent` is the index of IFLA_LINK (a veth's peer, a vxlan's underlay), 0 for none.
     """
 
@@ -78,6 +78,7 @@ class Link:
     group: int = 0
     alias: str = ""
     vxlan: Vxlan | None = None
+    master: str = ""
     index: int = 0
     parent: int = 0
     carrier: bool = False
@@ -97,12 +98,15 @@ class Veth:
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """An address on a link; duplicate address detection is never wanted (IFA_F_NODAD)."""
+    """An address on a link; duplicate address detection is never wanted (IFA_F_NODAD).
+
+    Who made it makes no difference between two addresses: kernels before 5.18 have no IFA_PROTO.
+    """
 
     link: str
     interface: IPInterface
     scope: Scope = Scope.UNIVERSE
-    protocol: int = PROTOCOL
+    protocol: int = field(default=PROTOCOL, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

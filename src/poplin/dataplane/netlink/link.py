@@ -53,15 +53,16 @@ def encode_new_veth(veth: Veth) -> bytes:
     return _NO_FLAGS + _encode_attributes(veth.host) + pack(uapi.IFLA_LINKINFO | _NESTED, info)
 
 
-def encode_new_link_rest(link: Link) -> bytes:
-    """The body of RTM_SETLINK that says the rest of a new link: its alias, and whether it is up."""
+def encode_new_link_rest(link: Link, index_of: IndexOf) -> bytes:
+    """The body of RTM_SETLINK that says the rest of a new link: its alias, its bridge, and whether it is up."""
     alias = pack_text(uapi.IFLA_IFALIAS, link.alias) if link.alias else b""
-    return _encode_up(link) + pack_text(uapi.IFLA_IFNAME, link.name) + alias
+    return _encode_up(link) + pack_text(uapi.IFLA_IFNAME, link.name) + alias + _encode_master(link, index_of)
 
 
-def encode_link(link: Link) -> bytes:
+def encode_link(link: Link, index_of: IndexOf) -> bytes:
     """The body of RTM_SETLINK that brings what can change to what `link` says; alias "" removes the alias."""
-    return _encode_up(link) + _encode_attributes(link) + pack_text(uapi.IFLA_IFALIAS, link.alias)
+    alias = pack_text(uapi.IFLA_IFALIAS, link.alias)
+    return _encode_up(link) + _encode_attributes(link) + alias + _encode_master(link, index_of)
 
 
 def encode_no_link_local(name: str) -> bytes:
@@ -109,6 +110,10 @@ def _encode_attributes(link: Link) -> bytes:
     )
 
 
+def _encode_master(link: Link, index_of: IndexOf) -> bytes:
+    return pack_u32(uapi.IFLA_MASTER, index_of(link.master)) if link.master else b""
+
+
 def _encode_vxlan(vxlan: Vxlan, index_of: IndexOf) -> bytes:
     local = vxlan.local
     local_kind = uapi.IFLA_VXLAN_LOCAL if isinstance(local, IPv4Address) else uapi.IFLA_VXLAN_LOCAL6
@@ -126,7 +131,7 @@ def _encode_vxlan(vxlan: Vxlan, index_of: IndexOf) -> bytes:
 
 @decoder
 def decode_link(body: bytes, name_of: NameOf) -> Link | None:
-    """The link; `name_of` names the underlay of a vxlan device.
+    """The link; `name_of` names its bridge, and the underlay of a vxlan device.
 
     None for what one family says of a link: AF_BRIDGE tells of ports, not of links that come and go.
     """
@@ -136,6 +141,7 @@ def decode_link(body: bytes, name_of: NameOf) -> Link | None:
     found = parse(body, IFINFOMSG.size)
     info = parse(found.get(uapi.IFLA_LINKINFO, b""))
     kind = unpack_text(info.get(uapi.IFLA_INFO_KIND, b""))
+    master = _decode_number(found, uapi.IFLA_MASTER)
     return Link(
         name=unpack_text(found.get(uapi.IFLA_IFNAME, b"")),
         kind=kind,
@@ -145,6 +151,7 @@ def decode_link(body: bytes, name_of: NameOf) -> Link | None:
         group=_decode_number(found, uapi.IFLA_GROUP),
         alias=unpack_text(found.get(uapi.IFLA_IFALIAS, b"")),
         vxlan=_decode_vxlan(info.get(uapi.IFLA_INFO_DATA, b""), name_of) if kind == "vxlan" else None,
+        master=name_of(master) if master else "",
         index=index,
         parent=_decode_number(found, uapi.IFLA_LINK),
         carrier=bool(flags & uapi.IFF_LOWER_UP),

@@ -208,7 +208,7 @@ class RouteSocket(AbstractContextManager["RouteSocket"]):
                 case Put(Veth() as veth, replace):
                     self._make(veth.host, encode_new_veth(veth), replace=replace, where=where)
                 case Change(link):
-                    self._do(uapi.RTM_SETLINK, encode_link(link), where=where)
+                    self._do(uapi.RTM_SETLINK, encode_link(link, self.names.index_of), where=where)
                 case Remove(Link() as link) | Remove(Veth(host=link)):
                     self._do(uapi.RTM_DELLINK, encode_link_name(link.name), where=where)
         except KernelError as error:
@@ -226,7 +226,7 @@ class RouteSocket(AbstractContextManager["RouteSocket"]):
         no_link_local, rest = self._channel.transact(
             (
                 Request(uapi.RTM_SETLINK, 0, encode_no_link_local(link.name)),
-                Request(uapi.RTM_SETLINK, 0, encode_new_link_rest(link)),
+                Request(uapi.RTM_SETLINK, 0, encode_new_link_rest(link, self.names.index_of)),
             )
         )
         # The kernel has no IPv6, or not on a link of so small an MTU.
