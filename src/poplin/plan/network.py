@@ -66,7 +66,8 @@ def plan_network(
             if one.link in claimed or key(one) in held:
                 continue
             old = surplus.pop(key(one), None)
-            if isinstance(one, Address) and isinstance(old, Address) and not _changes_in_place(one, old):
+            if isinstance(one, Address) and old is not None:
+                # Replacing an address keeps its scope, and an IPv6 address's prefix.
                 puts.append(Remove(old))
                 old = None
             puts.append(Put(one, replace=old is not None or replace))
@@ -139,8 +140,3 @@ def _plan_links(
 def _differs_for_good(desired: Link, standing: Link) -> bool:
     """Tell whether the standing link cannot be changed into the desired one."""
     return desired.kind != standing.kind or desired.vxlan != standing.vxlan
-
-
-def _changes_in_place(desired: Address, standing: Address) -> bool:
-    """Tell whether replacing is enough: the kernel then keeps the scope, and an IPv6 address's prefix."""
-    return desired.interface == standing.interface and desired.scope == standing.scope

@@ -195,7 +195,9 @@ def _moved_elements(
     one: Set, old: Set, stale_chains: set[str]
 ) -> tuple[frozenset[Element], frozenset[Element]]:
     """Elements to delete and to add. One that leads to a chain made anew is both."""
-    if one.elements is old.elements:
+    if (
+        one.elements is old.elements or one.elements == old.elements
+    ):  # once over, where two differences are twice
         gone = new = frozenset[Element]()
     else:
         gone, new = old.elements - one.elements, one.elements - old.elements

@@ -5,7 +5,7 @@ from ipaddress import ip_address, ip_interface, ip_network
 
 import pytest
 
-from poplin.model.kernel import Address, FdbEntry, Link, Neighbour, Route, RouteKind, Veth
+from poplin.model.kernel import Address, FdbEntry, Link, Neighbour, Route, RouteKind, Scope, Veth
 from poplin.model.state import NetworkState
 from poplin.plan.fold import fold
 from poplin.plan.operation import Change, Put, Remove
@@ -26,7 +26,7 @@ FULL = NetworkState(
     {"net/ipv4/ip_forward": "1"},
 )
 OBJECTS = [
-    (ADDRESS, "addresses", replace(ADDRESS, protocol=0)),
+    (ADDRESS, "addresses", replace(ADDRESS, scope=Scope.LINK)),
     (ROUTE, "routes", replace(ROUTE, gateway=ip_address("192.168.0.2"), link="eth0", onlink=False)),
     (NEIGHBOUR, "neighbours", replace(NEIGHBOUR, mac="0a:00:00:00:00:04")),
     (FDB, "fdb", replace(FDB, destination=ip_address("192.168.0.3"))),
