@@ -370,6 +370,39 @@ def test_packets_elements_are_left_alone(namespace, nft):
     assert "10.0.0.1" in namespace.run("nft", "list", "map", "inet", "poplin", "recent")
 
 
+TAMPERING = {
+    "a chain on a device": "add chain inet poplin wire { type filter hook ingress device lo priority 0; }",
+    "a set within a rule": "add rule inet poplin main tcp dport { 80, 443 } accept",
+    "a chain within a rule": "add rule inet poplin main jump { accept; drop; }",
+    "an expression of another kind": "add rule inet poplin main limit rate 5/second accept",
+    "a rate of bytes": "add rule inet poplin side quota over 5 mbytes drop",
+    "a set of others": "add set inet poplin extra { type ether_addr . mark; elements = { 0a:00:00:00:00:01 . 7 }; }",
+    "a map of objects": (
+        "add counter inet poplin hits; "
+        'add map inet poplin objects { type ipv4_addr : counter; elements = { 10.0.0.1 : "hits" }; }; '
+        "add rule inet poplin side counter name ip saddr map @objects"
+    ),
+    "a chain that leads to ours": "add chain inet poplin extra; add rule inet poplin extra goto side",
+    "a verdict of others": "add element inet poplin outcome { 5 : accept }",
+    "another policy": "add chain inet poplin main { policy drop; }",
+    "a policy elsewhere": "delete chain inet poplin main; add chain inet poplin main",
+    "an emptied set": "flush set inet poplin addresses",
+    "an emptied table": "flush table inet poplin",
+    "no table": "delete table inet poplin",
+}
+
+
+@pytest.mark.parametrize("how", TAMPERING)
+def test_whatever_stands_in_our_table_is_put_right(namespace, nft, how):
+    table = table_of("state")
+    nft.apply(plan_table(table, None))
+    namespace.run("nft", TAMPERING[how])
+    operations = plan_table(table, nft.read_table(table.key))
+    assert operations
+    nft.apply(operations)
+    assert nft.read_table(table.key) == table
+
+
 def test_a_transaction_is_all_or_nothing(nft):
     """And the error names the object that was refused."""
     table = Table("poplin", (Chain("main", (Rule((ACCEPT,)), rule(jump("nowhere"), comment="lost"))),))

@@ -6,6 +6,7 @@ Each docstring says the question and the answer that the test holds the kernel t
 import socket
 import struct
 from contextlib import contextmanager
+from dataclasses import replace
 from ipaddress import ip_address
 
 import pytest
@@ -571,6 +572,44 @@ def test_policy_sees_the_endpoint_and_the_client(world, version):
         put_away(world, policy)
     put(world, Table("poplin-policy", (base(Hook.FORWARD, 10, *only_from(OUTSIDE[version])),)))
     assert connects(world.b, SERVICE[version], 80) == "dropped"
+
+
+@both_families
+def test_udp_stays_with_its_endpoint_until_its_entry_goes(world, version):
+    """Does a UDP client follow its service to another endpoint? Not while its conntrack entry lives.
+
+    Deleting the entry is enough: the next datagram is a new connection. In the entry `original.destination`
+    is the service and `reply.source` the endpoint, so stale entries are found by what they say.
+    """
+    tables = {}
+    for name, address in (("a", POD_A[version]), ("b", POD_B[version])):
+        sets = [
+            replace(one, elements=frozenset(as_udp(element) for element in one.elements))
+            for one in service_sets(version, [(address, 8080)])
+        ]
+        tables[name] = replace(service_table(version, [(address, 8080)]), sets=tuple(sets))
+    put(world, tables["a"])
+    routed_through_node(world, version)
+    receivers = {"a": world.a.udp(version, 8080), "b": world.b.udp(version, 8080)}
+    client = world.outside.udp(version)
+    client.connect((SERVICE[version], 80))
+    assert arrives(client, receivers["a"], b"first")
+    put(world, tables["b"], tables["a"])
+    assert arrives(client, receivers["a"], b"stale")
+    with conntrack_of(world) as conntrack:
+        stale = [
+            connection
+            for connection in conntrack.read()
+            if connection.original.destination == ip_address(SERVICE[version])
+            and connection.reply.source == ip_address(POD_A[version])
+        ]
+        assert len(stale) == 1
+        conntrack.delete(stale)
+    assert arrives(client, receivers["b"], b"moved")
+
+
+def as_udp(element: Element) -> Element:
+    return element._replace(key=element.key.replace(bytes([TCP, 0, 0, 0]), bytes([UDP, 0, 0, 0])))
 
 
 def put_away(world: Topology, table: Table) -> None:

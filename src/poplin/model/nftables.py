@@ -36,6 +36,7 @@ class Hook(IntEnum):
     FORWARD = 2
     OUTPUT = 3
     POSTROUTING = 4
+    INGRESS = 5
 
 
 class ChainType(StrEnum):
@@ -47,7 +48,9 @@ class ChainType(StrEnum):
 class VerdictCode(IntEnum):
     DROP = 0
     ACCEPT = 1
+    QUEUE = 3
     CONTINUE = -1
+    BREAK = -2
     JUMP = -3
     GOTO = -4
     RETURN = -5

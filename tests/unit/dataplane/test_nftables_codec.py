@@ -161,7 +161,9 @@ def around(one: Set, elements: list[Element]) -> frozenset[Element]:
         (decoded,) = decode_messages(request)
         contents.append(parse(decode_body(decoded)[1])[3])
         assert len(contents[-1]) <= element.LIST_BYTES
-    return element.decode_lists(one, contents)
+    decoded = element.decode_lists(one, contents)
+    assert len(decoded) == len(set(decoded))
+    return frozenset(decoded)
 
 
 @pytest.mark.parametrize("one", [ADDRESSES, PORTS, LONE_PORT], ids=lambda one: one.name)

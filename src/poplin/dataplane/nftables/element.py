@@ -43,15 +43,15 @@ def encode_lists(one: Set, elements: Iterable[Element]) -> Iterator[bytes]:
         yield b"".join(chunk)
 
 
-def decode_lists(one: Set, lists: Iterable[bytes]) -> frozenset[Element]:
-    """The inverse, of all the lists of one set."""
+def decode_lists(one: Set, lists: Iterable[bytes]) -> list[Element]:
+    """The inverse, of all the lists of one set, in the order of the dump."""
     if one.intervals and len(one.key) == 1:
         return _join(one, [parse(value) for content in lists for _, value in walk(content)])
     layout = _Layout(one) if _is_plain(one) else None
     found: list[Element] = []
     for content in lists:
         found += (layout and layout.elements(content)) or [_decode(one, value) for _, value in walk(content)]
-    return frozenset(found)
+    return found
 
 
 class _Layout:
@@ -153,7 +153,7 @@ def _key(fields: dict[int, bytes], kind: int) -> bytes:
     return data
 
 
-def _join(one: Set, decoded: list[dict[int, bytes]]) -> frozenset[Element]:
+def _join(one: Set, decoded: list[dict[int, bytes]]) -> list[Element]:
     """Bounds paired into intervals: each runs from its start to the next bound, of whatever kind."""
     joined = []
     bounds = []
@@ -170,4 +170,4 @@ def _join(one: Set, decoded: list[dict[int, bytes]]) -> frozenset[Element]:
         if starts:
             last = _step(following[0], -1) if following else top
             joined.append(Element(key, data, last))
-    return frozenset(joined)
+    return joined

@@ -65,6 +65,7 @@ class Kind(IntEnum):
 
 
 class _SetFlag(IntEnum):
+    ANONYMOUS = 0x1
     INTERVAL = 0x4
     MAP = 0x8
     TIMEOUT = 0x10
@@ -77,6 +78,7 @@ _NAMED: Final = 1
 
 _DATA_VERDICT: Final = 0xFFFFFF00
 _TYPE_BITS: Final = 6
+_CHAIN_BINDING: Final = 4
 _RULE_COMMENT: Final = 0
 _SET_COMMENT: Final = 7
 _SET_KEY_ORDER: Final = 0
@@ -135,9 +137,11 @@ def encode_chain(chain: Chain) -> bytes:
     return name + pack(4, hook) + policy + pack_text(7, chain.base.type)
 
 
-def decode_chain(attributes: bytes) -> Chain:
-    """A chain without its rules."""
+def decode_chain(attributes: bytes) -> Chain | None:
+    """A chain without its rules; None for one that belongs to a rule (`jump { ... }`), and goes with it."""
     fields = parse(attributes)
+    if decode_number(fields.get(10, b"")) & _CHAIN_BINDING:
+        return None
     name = unpack_text(fields.get(3, b""))
     if 4 not in fields:
         return Chain(name)
@@ -187,10 +191,12 @@ def encode_set(one: Set, number: int) -> bytes:
     return b"".join(attributes)
 
 
-def decode_set(attributes: bytes) -> Set:
-    """A set without its elements."""
+def decode_set(attributes: bytes) -> Set | None:
+    """A set without its elements; None for one that belongs to a rule (`{ 80, 443 }`), and goes with it."""
     fields = parse(attributes)
     flags = decode_number(fields.get(3, b""))
+    if flags & _SetFlag.ANONYMOUS:
+        return None
     data_type = decode_number(fields.get(6, b""))
     is_map = flags & _SetFlag.MAP
     timeout_ms = decode_number(fields.get(11, b"")) if flags & _SetFlag.TIMEOUT else None
@@ -205,6 +211,12 @@ def decode_set(attributes: bytes) -> Set:
         size=decode_number(description.get(1, b"")),
         comment=_decode_comment(fields.get(13, b""), _SET_COMMENT),
     )
+
+
+def decode_count(attributes: bytes) -> int | None:
+    """How many elements a set has, the catch-all not counted; None where the kernel does not say (before 6.16)."""
+    fields = parse(attributes)
+    return decode_number(fields[20]) if 20 in fields else None
 
 
 def _set_flags(one: Set) -> int:

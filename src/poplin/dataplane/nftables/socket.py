@@ -20,6 +20,7 @@ from poplin.dataplane.nftables.message import (
     SUBSYSTEM,
     Kind,
     decode_chain,
+    decode_count,
     decode_rule,
     decode_set,
     encode_operation,
@@ -74,47 +75,70 @@ class NftSocket(NfnetlinkSocket):
 
         Raises KernelError with EINTR where others keep changing tables while it reads.
         """
-        for attempt in range(READ_ATTEMPTS):
+        for _ in range(READ_ATTEMPTS):
+            before = self.read_generation()
             try:
-                before = self.read_generation()
-                table = self._read_table(key)
-                if self.read_generation() == before:
-                    return table
+                table = self._read_table(key) if self._stands(key) else None
             except KernelError as error:
-                if error.errno == codes.ENOENT:
-                    return None
-                if error.errno != codes.EINTR or attempt + 1 == READ_ATTEMPTS:
+                # ENOENT: what was listed a moment ago is gone.
+                if error.errno not in {codes.EINTR, codes.ENOENT}:
                     raise
+                continue
+            if self.read_generation() == before:
+                return table
         raise KernelError(
-            "changed faster than it reads", errno=codes.EINTR, where=f"nftables table {key.name}"
+            "the tables change faster than they can be read",
+            errno=codes.EINTR,
+            where=f"nftables table {key.name}",
         )
+
+    def _stands(self, key: TableKey) -> bool:
+        try:
+            self._query(Kind.GETTABLE, 0, key, pack_text(1, key.name))
+        except KernelError as error:
+            if error.errno == codes.ENOENT:
+                return False
+            raise
+        return True
 
     def _read_table(self, key: TableKey) -> Table:
         name = pack_text(1, key.name)
-        self._query(Kind.GETTABLE, 0, key, name)
         chains = [
-            decode_chain(attributes)
+            chain
             for attributes in self._query(Kind.GETCHAIN, uapi.NLM_F_DUMP, key, name)
-            if unpack_text(parse(attributes).get(1, b"")) == key.name
+            # The kernel gives the chains of every table of the family.
+            if unpack_text(parse(attributes).get(1, b"")) == key.name and (chain := decode_chain(attributes))
         ]
-        rules: dict[str, list[Rule]] = {chain.name: [] for chain in chains}
+        rules: dict[str, list[Rule]] = {}
         for attributes in self._query(Kind.GETRULE, uapi.NLM_F_DUMP, key, name):
-            chain, rule = decode_rule(attributes)
-            rules.setdefault(chain, []).append(rule)
-        sets = [decode_set(attributes) for attributes in self._query(Kind.GETSET, uapi.NLM_F_DUMP, key, name)]
-        return Table(
-            key.name,
-            tuple(replace(chain, rules=tuple(rules[chain.name])) for chain in chains),
-            tuple(
-                one if one.dynamic else replace(one, elements=self._read_elements(key, one)) for one in sets
-            ),
-            key.family,
-        )
+            chain_name, rule = decode_rule(attributes)
+            rules.setdefault(chain_name, []).append(rule)
+        sets = [
+            one
+            if one.dynamic
+            else replace(one, elements=self._read_elements(key, one, decode_count(attributes)))
+            for attributes in self._query(Kind.GETSET, uapi.NLM_F_DUMP, key, name)
+            if (one := decode_set(attributes))
+        ]
+        filled = (replace(chain, rules=tuple(rules.get(chain.name, ()))) for chain in chains)
+        return Table(key.name, tuple(filled), tuple(sets), key.family)
 
-    def _read_elements(self, key: TableKey, one: Set) -> frozenset[Element]:
+    def _read_elements(self, key: TableKey, one: Set, count: int | None) -> frozenset[Element]:
+        """Raises KernelError with EINTR where the set's inside moved while it was read.
+
+        Each datagram of a dump starts over and leaves out as many elements as were passed. Meanwhile the
+        hash table grows, or deleted elements are freed, in the background: then some elements are told
+        twice or not at all, and no generation tells of it. So what was told must be `count` different ones.
+        """
         name = pack_text(1, key.name) + pack_text(2, one.name)
         found = self._query(Kind.GETSETELEM, uapi.NLM_F_DUMP, key, name)
-        return decode_lists(one, [parse(attributes).get(3, b"") for attributes in found])
+        elements = decode_lists(one, [parse(attributes).get(3, b"") for attributes in found])
+        unique = frozenset(elements)
+        told = sum(element.key is not None for element in unique)
+        single_intervals = one.intervals and len(one.key) == 1  # whose count is of bounds
+        if len(unique) != len(elements) or (count not in {None, told} and not single_intervals):
+            raise KernelError("the set moved under its reader", errno=codes.EINTR, where=f"set {one.name}")
+        return unique
 
     def _query(self, kind: Kind, flags: int, key: TableKey, attributes: bytes) -> list[bytes]:
         where = f"nftables table {key.family.name.lower()} {key.name}"
