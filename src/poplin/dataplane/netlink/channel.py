@@ -43,52 +43,50 @@ _REMEDIES = {
 
 
 class Channel:
-    """Bound to the network namespace in which the thread was at its making. One thread at a time."""
+    """Owns the socket that `open_socket` made. One thread at a time."""
 
-    def __init__(self) -> None:
-        self.socket = open_socket()
-        self.port: int = self.socket.getsockname()[0]
+    def __init__(self, netlink: socket.socket) -> None:
+        self.socket = netlink
         self._sequence = 0
 
     def close(self) -> None:
         """Close the socket."""
         self.socket.close()
 
-    def transact(self, requests: Sequence[Request]) -> list[Answer]:
-        """Send each request, in order, and say how each went. A failure does not stop the next.
+    def transact(self, requests: Sequence[Request]) -> dict[int, Answer]:
+        """Send the requests in order and return those that failed, by position. The others went on.
 
         Only failures and the last request of a datagram are answered (NLM_F_ACK on that one alone). What was
         not told for want of memory is ENOBUFS: it may have happened or not.
         """
-        answers: list[Answer] = []
-        for batch in _batches(requests):
-            answers += self._send_batch(batch)
-        return answers
+        failed: dict[int, Answer] = {}
+        for start, batch in _batches(requests):
+            first = self._sequence + 1
+            for sequence, answer in self._send_batch(batch).items():
+                failed[start + sequence - first] = answer
+        return failed
 
-    def _send_batch(self, batch: Sequence[Request]) -> list[Answer]:
-        first = self._sequence + 1
-        last = first + len(batch) - 1
+    def _send_batch(self, batch: Sequence[Request]) -> dict[int, Answer]:
+        """Failures by sequence number."""
+        first, last = self._sequence + 1, self._sequence + len(batch)
         self._sequence = last
-        self.socket.send(
-            b"".join(
-                encode_message(
-                    request.kind,
-                    request.flags | (uapi.NLM_F_ACK if number == last else 0),
-                    number,
-                    request.body,
-                )
-                for number, request in enumerate(batch, first)
-            )
-        )
-        answers = [Answer(0, "")] * len(batch)
+        messages = [
+            encode_message(kind, flags, number, body)
+            for number, (kind, flags, body) in enumerate(batch, first)
+        ]
+        kind, flags, body = batch[-1]
+        messages[-1] = encode_message(kind, flags | uapi.NLM_F_ACK, last, body)
+        self.socket.send(b"".join(messages))
+        failed: dict[int, Answer] = {}
         try:
             for message in self._receive_until(last):
-                if message.kind == uapi.NLMSG_ERROR and message.sequence >= first:
-                    answers[message.sequence - first] = decode_answer(message)
+                answer = decode_answer(message)
+                if answer.errno and message.sequence >= first:
+                    failed[message.sequence] = answer
         except BlockingIOError:
             lost = Answer(errno.ENOBUFS, "the kernel's answer was lost for want of memory")
-            answers = [answer if answer.errno else lost for answer in answers]
-        return answers
+            failed = dict.fromkeys(range(first, last + 1), lost) | failed
+        return failed
 
     def _receive_until(self, last: int) -> Iterator[Message]:
         """What is received up to the answer of `last`. Raises BlockingIOError where that never came."""
@@ -156,7 +154,10 @@ class Channel:
 
 
 def open_socket() -> socket.socket:
-    """A NETLINK_ROUTE socket whose dumps filter in the kernel and whose errors carry the kernel's text."""
+    """A NETLINK_ROUTE socket in the thread's network namespace, where it stays.
+
+    Its dumps are filtered in the kernel, and its errors carry the kernel's own text.
+    """
     netlink = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK, socket.NETLINK_ROUTE)
     netlink.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, RECEIVE_BUFFER_BYTES)
     for option in (uapi.NETLINK_GET_STRICT_CHK, uapi.NETLINK_EXT_ACK, uapi.NETLINK_CAP_ACK):
@@ -172,14 +173,14 @@ def kernel_error(answer: Answer, *, where: str) -> KernelError:
     return KernelError(what, errno=answer.errno, where=where, remedy=_REMEDIES.get(answer.errno, ""))
 
 
-def _batches(requests: Sequence[Request]) -> Iterator[Sequence[Request]]:
-    """Runs of requests, each within BATCH_MESSAGES and BATCH_BYTES."""
+def _batches(requests: Sequence[Request]) -> Iterator[tuple[int, Sequence[Request]]]:
+    """Runs of requests within BATCH_MESSAGES and BATCH_BYTES, each with the position of its first."""
     start = size = 0
     for position, request in enumerate(requests):
         length = NLMSGHDR.size + len(request.body)
         if position - start == BATCH_MESSAGES or (size + length > BATCH_BYTES and position > start):
-            yield requests[start:position]
+            yield start, requests[start:position]
             start, size = position, 0
         size += length
     if start < len(requests):
-        yield requests[start:]
+        yield start, requests[start:]

@@ -88,6 +88,7 @@ class Monitor(AbstractContextManager["Monitor"]):
         self._names = LinkNames(self._socket)
         self._events: deque[Event] = deque()
         self._arrived = asyncio.Event()
+        self._draining = False
         for group in _GROUPS:
             self._socket.setsockopt(uapi.SOL_NETLINK, uapi.NETLINK_ADD_MEMBERSHIP, group)
         self._loop = asyncio.get_running_loop()
@@ -116,19 +117,28 @@ class Monitor(AbstractContextManager["Monitor"]):
             try:
                 data = self._socket.recv(DATAGRAM_BYTES)
             except BlockingIOError:
+                if self._draining:
+                    self._draining = False
+                    self._overrun()
                 break
             except OSError as error:
                 if error.errno != errno.ENOBUFS:
                     raise
-                self._overrun()
+                # From the first loss on the kernel drops everything until the socket is empty, and says so
+                # but once: who reads everything before that would miss what changes meanwhile.
+                self._draining = True
                 continue
-            try:
-                for message in decode_messages(data):
-                    self._read(message)
-            except MalformedMessageError:
-                self._overrun()
+            if not self._draining:
+                self._read_datagram(data)
         if self._events:
             self._arrived.set()
+
+    def _read_datagram(self, data: bytes) -> None:
+        try:
+            for message in decode_messages(data):
+                self._read(message)
+        except MalformedMessageError:
+            self._overrun()
 
     def _overrun(self) -> None:
         self._events.clear()

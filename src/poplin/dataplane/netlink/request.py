@@ -4,7 +4,8 @@ Links take more than one message each and are made by RouteSocket, message by me
 """
 
 import errno
-from dataclasses import dataclass
+from collections.abc import Callable
+from typing import Any, Final, NamedTuple
 
 from poplin.dataplane.netlink import uapi
 from poplin.dataplane.netlink.address import encode_address
@@ -12,21 +13,21 @@ from poplin.dataplane.netlink.frame import IndexOf
 from poplin.dataplane.netlink.neighbour import encode_fdb_entry, encode_neighbour
 from poplin.dataplane.netlink.route import encode_route
 from poplin.model.kernel import MAIN_TABLE, Address, FdbEntry, Link, Neighbour, Route, RouteKind, Veth
-from poplin.plan.operation import Change, KernelObject, Operation, Put, Remove
+from poplin.plan.operation import Change, KernelObject, Operation, Put
 
 GONE = frozenset({errno.ENODEV, errno.ENOENT, errno.ESRCH, errno.EADDRNOTAVAIL})
 """What the kernel answers to the removal of a link, neighbour, route or address that is not there."""
 
-_Content = Address | Route | Neighbour | FdbEntry
+_ENCODERS: Final[dict[type, tuple[int, Callable[[Any, IndexOf], bytes]]]] = {
+    Route: (uapi.RTM_NEWROUTE, encode_route),
+    Address: (uapi.RTM_NEWADDR, encode_address),
+    Neighbour: (uapi.RTM_NEWNEIGH, encode_neighbour),
+    FdbEntry: (uapi.RTM_NEWNEIGH, encode_fdb_entry),
+}
 
-# RTM_DEL* is RTM_NEW* + 1 for every kind of object (linux/rtnetlink.h).
-_NEW = 0
-_DELETE = 1
 
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """A message still without sequence number."""
+class Request(NamedTuple):
+    """A message still without sequence number. A tuple, since 64k routes make 64k of them at once."""
 
     kind: int
     flags: int
@@ -39,26 +40,16 @@ def encode_operation(operation: Operation, index_of: IndexOf) -> Request | None:
     Without `replace` the kernel answers EEXIST to a taken key; a route is removed only where its protocol is
     the same. Raises what `index_of` raises.
     """
-    match operation:
-        case Put(Address() | Route() | Neighbour() | FdbEntry() as what, replace):
-            flags = uapi.NLM_F_CREATE | (uapi.NLM_F_REPLACE if replace else uapi.NLM_F_EXCL)
-            return _encode(what, index_of, flags, _NEW)
-        case Remove(Address() | Route() | Neighbour() | FdbEntry() as what):
-            return _encode(what, index_of, 0, _DELETE)
-        case _:
-            return None
-
-
-def _encode(what: _Content, index_of: IndexOf, flags: int, step: int) -> Request:
-    match what:
-        case Route():
-            return Request(uapi.RTM_NEWROUTE + step, flags, encode_route(what, index_of))
-        case Address():
-            return Request(uapi.RTM_NEWADDR + step, flags, encode_address(what, index_of))
-        case Neighbour():
-            return Request(uapi.RTM_NEWNEIGH + step, flags, encode_neighbour(what, index_of))
-        case FdbEntry():
-            return Request(uapi.RTM_NEWNEIGH + step, flags, encode_fdb_entry(what, index_of))
+    what = object_of(operation)
+    encoder = _ENCODERS.get(type(what))
+    if encoder is None:
+        return None
+    kind, encode = encoder
+    if isinstance(operation, Put):
+        flags = uapi.NLM_F_CREATE | (uapi.NLM_F_REPLACE if operation.replace else uapi.NLM_F_EXCL)
+        return Request(kind, flags, encode(what, index_of))
+    # RTM_DEL* is RTM_NEW* + 1 for every kind of object (linux/rtnetlink.h).
+    return Request(kind + 1, 0, encode(what, index_of))
 
 
 def object_of(operation: Operation) -> KernelObject:

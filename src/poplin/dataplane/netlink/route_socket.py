@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from poplin.dataplane.netlink import uapi
 from poplin.dataplane.netlink.address import decode_address, encode_address_filter
-from poplin.dataplane.netlink.channel import Channel, kernel_error
+from poplin.dataplane.netlink.channel import BATCH_MESSAGES, Channel, kernel_error, open_socket
 from poplin.dataplane.netlink.frame import Answer, NameOf
 from poplin.dataplane.netlink.link import (
     ALL_LINKS,
@@ -56,7 +56,7 @@ class RouteSocket(AbstractContextManager["RouteSocket"]):
     """
 
     def __init__(self) -> None:
-        self._channel = Channel()
+        self._channel = Channel(open_socket())
         self.names = LinkNames(self._channel.socket)
 
     def __exit__(
@@ -71,7 +71,8 @@ class RouteSocket(AbstractContextManager["RouteSocket"]):
     @property
     def port(self) -> int:
         """The number by which notifications name this socket as the cause of a change."""
-        return self._channel.port
+        port: int = self._channel.socket.getsockname()[0]
+        return port
 
     def links(self) -> list[Link]:
         """All links."""
@@ -152,11 +153,13 @@ class RouteSocket(AbstractContextManager["RouteSocket"]):
                 failures += self._flush(pending)
                 failures += _failed(operation, error)
                 continue
-            if request is not None:
-                pending.append((operation, request))
+            if request is None:
+                failures += self._flush(pending)
+                failures += self._apply_to_link(operation)
                 continue
-            failures += self._flush(pending)
-            failures += self._apply_to_link(operation)
+            pending.append((operation, request))
+            if len(pending) == BATCH_MESSAGES:
+                failures += self._flush(pending)
         return failures + self._flush(pending)
 
     def rename(self, name: str, new_name: str) -> None:
@@ -175,19 +178,17 @@ class RouteSocket(AbstractContextManager["RouteSocket"]):
                 raise
 
     def _flush(self, pending: list[tuple[Operation, Request]]) -> list[Failure]:
-        if not pending:
-            return []
-        answers = self._channel.transact([request for _, request in pending])
         failures = []
-        for (operation, request), first in zip(pending, answers, strict=True):
-            answer = self._retry(operation, request, first) if first.errno else first
-            if answer.errno:
+        for position, first in self._channel.transact([request for _, request in pending]).items():
+            operation, request = pending[position]
+            answer = self._retry(operation, request, first)
+            if answer is not None:
                 failures += _failed(operation, kernel_error(answer, where=describe(object_of(operation))))
         pending.clear()
         return failures
 
-    def _retry(self, operation: Operation, request: Request, answer: Answer) -> Answer:
-        """The second try of a neighbour that met one which the kernel learned; else the answer as it is."""
+    def _retry(self, operation: Operation, request: Request, answer: Answer) -> Answer | None:
+        """The second try of a neighbour that met one which the kernel learned; else the failure as it is."""
         match operation:
             case Put(Neighbour() as neighbour, False) if answer.errno == errno.EEXIST:
                 key = encode_neighbour_key(neighbour.address, self.names.index_of(neighbour.link))
@@ -195,7 +196,7 @@ class RouteSocket(AbstractContextManager["RouteSocket"]):
                 if not isinstance(standing, Answer) and is_permanent(standing.body):
                     return answer
                 flags = uapi.NLM_F_CREATE | uapi.NLM_F_REPLACE
-                return self._channel.transact([Request(request.kind, flags, request.body)])[0]
+                return self._channel.transact([Request(request.kind, flags, request.body)]).get(0)
         return answer
 
     def _apply_to_link(self, operation: Operation) -> list[Failure]:
@@ -223,21 +224,20 @@ class RouteSocket(AbstractContextManager["RouteSocket"]):
         if replace:
             self._channel.transact([delete])
         self._do(uapi.RTM_NEWLINK, body, where=where, flags=uapi.NLM_F_CREATE | uapi.NLM_F_EXCL)
-        no_link_local, rest = self._channel.transact(
+        failed = self._channel.transact(
             (
                 Request(uapi.RTM_SETLINK, 0, encode_no_link_local(link.name)),
                 Request(uapi.RTM_SETLINK, 0, encode_new_link_rest(link, self.names.index_of)),
             )
         )
-        # The kernel has no IPv6, or not on a link of so small an MTU.
-        failed = no_link_local if no_link_local.errno not in (0, errno.EAFNOSUPPORT) else rest
-        if failed.errno:
-            self._channel.transact([delete])
-            raise kernel_error(failed, where=where)
+        # EAFNOSUPPORT to the first: the kernel has no IPv6, or not on a link of so small an MTU.
+        for position, answer in failed.items():
+            if position > 0 or answer.errno != errno.EAFNOSUPPORT:
+                self._channel.transact([delete])
+                raise kernel_error(answer, where=where)
 
     def _do(self, kind: int, body: bytes, *, where: str, flags: int = 0) -> None:
-        answer = self._channel.transact([Request(kind, flags, body)])[0]
-        if answer.errno:
+        for answer in self._channel.transact([Request(kind, flags, body)]).values():
             raise kernel_error(answer, where=where)
 
 
