@@ -225,7 +225,7 @@ def test_catch_all_identity(world, version):
 def test_identity_rule_is_listed(world, version, verdicts):
     """Does `nft list` survive a rule that its own grammar has no words for?
 
-    As it comes, no: 1.0.6 aborts, on this table and with it on every listing of the namespace, where a
+    As it comes, no: 1.0.6 aborts, on this table, on `nft list tables` and on the whole ruleset, where a
     look-up's value is the key of another. With the number in the second word of the value, yes: it lists the
     address for the address's identity (of IPv6 no more than the first, whose register is as long as the key).
     """

@@ -193,10 +193,10 @@ def look_up_number(fields: Sequence[Field], name: str, register: int) -> Express
 
     Also overwrites the register before and those that the fields take from `register` on.
 
-    nft (1.0.6, and as far as its source shows any) aborts on listing, or even loading beside, a rule that
-    looks up what a look-up gave: to it that has no length. It knows of a register only what was put at its
-    start. So the value is a pair put one register earlier: the number lies where nft still sees the first
-    of the fields, and it lists `ip saddr . ...` for the identity of that address.
+    A rule that looks up what a look-up gave makes nft 1.0.6 abort: to it such a value has no length. It then
+    can list neither this table nor `nft list tables` nor another family's ruleset. But it knows of a register
+    only what was put at its start. So the value is a pair put one register earlier: the number lies where nft
+    still sees the first of the fields, and it lists `ip saddr . ...` for the identity of that address.
     """
     return (*loads(fields, register), Lookup(register, name, register - 1))
 

@@ -214,7 +214,7 @@ def decode_set(attributes: bytes) -> Set | None:
 
 
 def decode_count(attributes: bytes) -> int | None:
-    """How many elements a set has, the catch-all not counted; None where the kernel does not say (before 6.16)."""
+    """How many elements a set has, the catch-all not counted; None where an older kernel does not say."""
     fields = parse(attributes)
     return decode_number(fields[20]) if 20 in fields else None
 
