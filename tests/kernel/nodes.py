@@ -13,6 +13,7 @@ Everything has a unique name, so that several clusters stand at once, and is gon
 import http.client
 import json
 import os
+import re
 import secrets
 import socket
 import struct
@@ -613,3 +614,55 @@ def probe_pairs(hosts: Sequence[Host], versions: Sequence[int]) -> list[str]:
                                 f"{name} IPv{version} {source.name} -> {target.name}: came from {seen}"
                             )
     return failed
+
+
+# ---- what stands ----
+
+
+def kernel_state(host: Host) -> dict[str, Any]:
+    """All that stands in a namespace and does not come and go by itself: everybody's, not ours alone."""
+    name = host.name
+    links = {link["ifname"]: _link(link) for link in ip_json(name, "link", "show")}
+    addresses = {
+        (link["ifname"], a["local"], a["prefixlen"], a["scope"])
+        for link in ip_json(name, "addr", "show")
+        for a in link["addr_info"]
+    }
+    routes = {
+        tuple(sorted((key, str(value)) for key, value in route.items() if key not in {"flags", "pref"}))
+        for family in ("-4", "-6")
+        for route in ip_json(name, family, "route", "show", "table", "all")
+        if route.get("table") not in {"local", "255"} and route["type"] != "multicast"
+    }
+    neighbours = {
+        (n["dev"], n["dst"], n["lladdr"]) for n in ip_json(name, "neigh", "show", "nud", "permanent")
+    }
+    fdb = {
+        (f["ifname"], f["mac"], f["dst"])
+        for f in json.loads(run("bridge", "-n", name, "-j", "fdb", "show") or "[]")
+        if "dst" in f
+    }
+    return {
+        "links": links,
+        "addresses": addresses,
+        "routes": routes,
+        "neighbours": neighbours,
+        "fdb": fdb,
+        "rules": re.sub(r"packets \d+ bytes \d+", "", host.run("nft", "list", "ruleset")),
+        "forwarding": host.run("sysctl", "-n", "net.ipv4.ip_forward", "net.ipv6.conf.all.forwarding"),
+    }
+
+
+def _link(link: dict[str, Any]) -> tuple[Any, ...]:
+    info = link.get("linkinfo", {})
+    tunnel = info.get("info_data", {}) if info.get("info_kind") == "vxlan" else {}
+    kept = ("id", "link", "local", "local6", "port", "learning")
+    return (
+        link["address"],
+        link["mtu"],
+        "UP" in link["flags"],
+        link["group"],
+        link.get("ifalias"),
+        info.get("info_kind"),
+        tuple((key, tunnel[key]) for key in kept if key in tunnel),
+    )

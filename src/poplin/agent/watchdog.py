@@ -55,7 +55,7 @@ class Watchdog:
         if attachment is None:
             return
         wanted = compile_pod(attachment).host.links[link.name]
-        as_made = (link.mac, link.mtu_bytes, link.up) == (wanted.mac, wanted.mtu_bytes, wanted.up)
+        as_made = _settable(link) == _settable(wanted)
         # A carrier that goes says that the pod's side went down, and lost its routes and neighbours.
         had_carrier = self._carrier.get(link.name, True)
         self._carrier[link.name] = link.carrier
@@ -66,6 +66,11 @@ class Watchdog:
         # Of a pod that is being made or unmade nothing is amiss.
         if self._attachment_of(link) is not None:
             self._loop.suspect([link])
+
+
+def _settable(link: Link) -> tuple[object, ...]:
+    """Give what a pass sets on a link that stands."""
+    return link.mac, link.mtu_bytes, link.up, link.group, link.alias
 
 
 def _is_of_pod(link: Link) -> bool:

@@ -46,7 +46,8 @@ def compile_node_table(conf: NetConf | None, *, masquerade: bool = True) -> Tabl
                 BaseChain(ChainType.FILTER, Hook.PREROUTING, RAW),
             ),
             Chain(
-                "masquerade",
+                # Not "masquerade": nft would print that, and then not read it back.
+                "masquerading",
                 tuple(_masquerade(pods) for pods in networks),
                 BaseChain(ChainType.NAT, Hook.POSTROUTING, SRCNAT),
             ),

@@ -1,0 +1,303 @@
+"""Whatever is done to a node's kernel state under the agent: it comes back, and others' things stay."""
+
+import signal
+import time
+
+import pytest
+
+from kernel.nodes import (
+    cluster,
+    ip_batch,
+    kernel_state,
+    probe_icmp,
+    probe_pairs,
+    run,
+    wait_for,
+)
+
+BACK_S = 5.0
+"""What the kernel tells of is mended within this: far from the 60 s of an audit."""
+
+MENDED = ('"kernel state changed"', '"nftables table written"', '"pod\'s interface mended"')
+
+STRANGERS = (
+    "link add other0 type veth peer name other1",
+    "link set other0 up",
+    "link set other1 up alias mine",
+    "link add other-br type bridge",
+    "link add flannel.7 type vxlan id 7 dstport 4789 dev eth0",
+    "addr add 203.0.113.1/24 dev other0",
+    "route add 203.0.113.128/25 via 192.0.2.254 proto static",
+    "-6 route add 2001:db8:77::/48 via 2001:db8:2::fe proto static",
+    "route add 10.244.2.0/24 via 192.0.2.254 table 1234",
+    "route add 10.244.99.0/24 via 192.0.2.254 proto bird",
+    "neigh add 203.0.113.9 lladdr 02:00:00:00:00:09 dev other0 nud permanent",
+)
+OTHERS_TABLES = """
+add table ip others
+add chain ip others forward { type filter hook forward priority 5; policy accept; }
+add rule ip others forward counter accept
+add table inet poplin-not
+add set inet poplin-not s { type ipv4_addr; }
+add element inet poplin-not s { 192.0.2.77 }
+"""
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    """Two nodes with a pod each; on the first stand things of others."""
+    with cluster(tmp_path_factory.mktemp("two"), nodes=2, started=False) as c:
+        node = c.nodes[0]
+        node.ip_do(*STRANGERS)
+        node.run("nft", "-f", "-", stdin=OTHERS_TABLES)
+        c.start()
+        for node in c.nodes:
+            node.add_pod()
+        yield c
+
+
+def on_node(*lines):
+    return lambda node, pod: node.ip_do(
+        *(line.format(pod=pod.host_link, **{f"a{v}": a for v, a in pod.addresses.items()}) for line in lines)
+    )
+
+
+def by_nft(*commands):
+    return lambda node, pod: [node.run("nft", command) for command in commands]
+
+
+def in_pod(*lines):
+    return lambda node, pod: ip_batch(pod.name, *lines)
+
+
+def drop_one_rule(node, pod):
+    listed = node.run("nft", "-a", "list", "table", "inet", "poplin")
+    handle = next(line for line in listed.splitlines() if "fib saddr" in line).rsplit(" ", 1)[1]
+    node.run("nft", f"delete rule inet poplin anti-spoofing handle {handle}")
+
+
+def drop_fdb(device):
+    def drop(node, pod):
+        [[_, mac, to]] = [entry for entry in kernel_state(node)["fdb"] if entry[0] == device]
+        run("bridge", "-n", node.name, "fdb", "del", mac, "dev", device, "dst", to)
+
+    return drop
+
+
+DAMAGES = {
+    "peer's route": on_node("route del 10.244.2.0/24"),
+    "peer's IPv6 route": on_node("-6 route del fd00:10:244:2::/64"),
+    "peer's route led elsewhere": on_node("route replace 10.244.2.0/24 via 192.0.2.254 proto 112"),
+    "own CIDR's unreachable route": on_node("route del unreachable 10.244.1.0/24 metric 2147483647"),
+    "own CIDR's unreachable IPv6 route": on_node("-6 route del unreachable fd00:10:244:1::/64"),
+    "pod's route": on_node("route del {a4}/32"),
+    "pod's IPv6 route": on_node("-6 route del {a6}/128"),
+    "all routes of ours": on_node("route flush proto 112", "-6 route flush proto 112"),
+    "neighbour": on_node("neigh del 10.244.2.0 dev flannel.1"),
+    "IPv6 neighbour": on_node("neigh del fd00:10:244:2:: dev flannel-v6.1"),
+    "neighbour's MAC": on_node("neigh replace 10.244.2.0 lladdr 02:00:00:00:00:01 dev flannel.1"),
+    "pod's neighbour": on_node("neigh del {a4} dev {pod}"),
+    "pod's IPv6 neighbour": on_node("neigh del {a6} dev {pod}"),
+    "forwarding entry": drop_fdb("flannel.1"),
+    "IPv6 forwarding entry": drop_fdb("flannel-v6.1"),
+    "VTEP's address": on_node("addr del 10.244.1.0/32 dev flannel.1"),
+    "VTEP's IPv6 address": on_node("addr del fd00:10:244:1::/128 dev flannel-v6.1"),
+    "gateway's address": on_node("addr del fe80::1/64 dev {pod}"),
+    "overlay": on_node("link del flannel.1"),
+    "IPv6 overlay": on_node("link del flannel-v6.1"),
+    "both overlays": on_node("link del flannel-v6.1", "link del flannel.1"),
+    "overlay down": on_node("link set flannel.1 down"),
+    "IPv6 overlay down": on_node("link set flannel-v6.1 down"),
+    "overlay down and up": on_node("link set flannel.1 down", "link set flannel.1 up"),
+    "overlay's MAC": on_node("link set flannel.1 address 02:00:00:00:00:02"),
+    "overlay's MTU": on_node("link set flannel-v6.1 mtu 1300"),
+    "overlay's alias": on_node("link set flannel.1 alias other"),
+    "overlay's name taken": on_node("link del flannel.1", "link add flannel.1 type bridge"),
+    "overlay renamed": on_node("link set flannel.1 name mine"),
+    "overlay of other VNI": on_node(
+        "link del flannel.1", "link add flannel.1 type vxlan id 9 dstport 8472 dev eth0"
+    ),
+    "pod's link": on_node("link del {pod}"),
+    "pod's link down": on_node("link set {pod} down"),
+    "pod's link down and up": on_node("link set {pod} down", "link set {pod} up"),
+    "pod's link MTU": on_node("link set {pod} mtu 1290"),
+    "pod's link MAC": on_node("link set {pod} address 02:00:00:00:00:03"),
+    "pod's link group": on_node("link set {pod} group 0"),
+    "pod's side down": in_pod("link set eth0 down"),
+    "pod's side down and up": in_pod("link set eth0 down", "link set eth0 up"),
+    "pod's side gone": in_pod("link del eth0"),
+    "table": by_nft("delete table inet poplin"),
+    "every table": by_nft("flush table inet poplin"),
+    "one rule": drop_one_rule,
+    "another's rule in our table": by_nft("insert rule inet poplin anti-spoofing counter drop"),
+    "another's chain in our table": by_nft("add chain inet poplin other"),
+    "set's element": by_nft("delete element inet poplin direct-4 { 10.244.0.0/16 }"),
+    "route of our number": on_node("route add 10.244.9.0/24 via 192.0.2.254 proto 112"),
+    "neighbour on our device": on_node("neigh add 10.244.9.0 lladdr 02:00:00:00:00:04 dev flannel.1"),
+    "address on our device": on_node("addr add 10.244.9.0/32 dev flannel.1"),
+}
+
+
+def mendings(node):
+    return sum(node.log.count(text) for text in MENDED)
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+def test_what_is_damaged_comes_back(two, damage):
+    node = two.nodes[0]
+    [pod] = node.pods
+    node.quiet()
+    before, in_pod_before, mended_before = kernel_state(node), kernel_state(pod), mendings(node)
+    # Stopped, so that it cannot mend one half of the damage before the other is done.
+    node.process.send_signal(signal.SIGSTOP)
+    try:
+        damage(node, pod)
+        assert (kernel_state(node), kernel_state(pod)) != (before, in_pod_before)
+    finally:
+        node.process.send_signal(signal.SIGCONT)
+    wait_for(lambda: mendings(node) > mended_before, "the agent mends", BACK_S)
+    deadline = time.monotonic() + BACK_S
+    while (now := (kernel_state(node), kernel_state(pod))) != (before, in_pod_before):
+        if time.monotonic() > deadline:
+            assert now == (before, in_pod_before)
+        time.sleep(0.05)
+    assert probe_pairs(two.pods, two.versions) == []
+
+
+def test_a_pass_after_a_mended_damage_changes_nothing_and_no_pass_follows_by_itself(two):
+    node = two.nodes[0]
+    node.quiet()
+    node.ip_do("route del 10.244.2.0/24", "link del flannel-v6.1")
+    node.run("nft", "delete table inet poplin")
+    node.quiet()
+    passes = node.status()["passes"]
+    # Nothing to wait for: an agent that heeded its own changes would have run on by now.
+    end = time.monotonic() + 0.5
+    while time.monotonic() < end:
+        assert node.status()["passes"] == passes
+        time.sleep(0.05)
+
+
+def test_others_links_that_come_and_go_change_nothing(two):
+    node = two.nodes[0]
+    node.quiet()
+    mended = mendings(node)
+    before = node.status()["passes"]
+    node.ip_do("link add busy0 type veth peer name busy1", "link set busy0 up", "link del busy0")
+    wait_for(lambda: node.status()["passes"] > before, "a look at what others did", BACK_S)
+    node.quiet()
+    assert mendings(node) == mended
+
+
+def test_check_mends_what_the_kernel_does_not_tell_of(two):
+    node = two.nodes[0]
+    [pod] = node.pods
+    node.quiet()
+    before, in_pod_before = kernel_state(node), kernel_state(pod)
+    ip_batch(pod.name, "route flush default", "-6 route flush default", "neigh flush nud permanent dev eth0")
+    ip_batch(pod.name, f"addr del {pod.addresses[4]}/32 dev eth0")
+    node.run("sysctl", "-q", "-w", "net.ipv4.ip_forward=0", "net.ipv6.conf.all.forwarding=0")
+    answer = node.poplin("check")
+    assert (answer.status, answer.errors) == (1, "")
+    assert "mended" in answer.output
+    assert (kernel_state(node), kernel_state(pod)) == (before, in_pod_before)
+    assert probe_pairs(two.pods, two.versions) == []
+    again = node.poplin("check")
+    assert (again.status, again.output) == (0, "node n1: all is as it should be, 1 pods\n")
+
+
+def test_a_pod_whose_namespace_is_gone_waits_for_its_deletion(two):
+    node = two.nodes[0]
+    pod = node.add_pod()
+    run("ip", "netns", "del", pod.name)  # and its veth with it
+    wait_for(lambda: pod.host_link not in kernel_state(node)["links"], "the kernel takes the link")
+    node.quiet()
+    assert node.status()["pods"] == 2
+    assert node.cni("DEL", pod).status == 0
+    node.pods.remove(pod)
+    node.quiet()
+    assert node.status()["pods"] == 1
+
+
+@pytest.fixture
+def pair(tmp_path):
+    with cluster(tmp_path, nodes=2) as c:
+        for node in c.nodes:
+            node.add_pod()
+        yield c
+
+
+def test_a_peer_that_leaves_takes_its_routes_and_one_that_comes_back_is_reached_again(pair):
+    near, far = pair.nodes
+    near.quiet()
+    before = kernel_state(near)
+    far.kill()
+    objects = pair.read_state()
+    left = [o for o in objects if o["metadata"]["name"] != far.node_name]
+    pair.write_state(left)
+    near.wait_ready(peers=0)
+    alone = kernel_state(near)
+    assert alone["fdb"] == set()
+    assert not any("10.244.2.0" in str(thing) or "fd00:10:244:2:" in str(thing) for thing in alone["routes"])
+    assert not any("10.244.2.0" in n or "fd00:10:244:2::" in n for n in alone["neighbours"])
+    probe_icmp(near, near.pods[0].addresses[4])
+    pair.write_state(objects)
+    near.wait_ready(peers=1)
+    assert kernel_state(near) == before
+    assert probe_pairs(pair.pods, pair.versions) == []
+
+
+def test_a_node_whose_address_changes_is_followed(pair):
+    near, far = pair.nodes
+    moved = {4: "192.0.2.77", 6: "2001:db8:2::77"}
+    far.ip_do(f"addr add {moved[4]}/24 dev eth0", f"addr add {moved[6]}/64 dev eth0 nodad")
+    objects = pair.read_state()
+    for thing in objects:
+        if thing["metadata"]["name"] == far.node_name:
+            thing["status"]["addresses"] = [
+                {"type": "InternalIP", "address": address} for address in moved.values()
+            ]
+    pair.write_state(objects)
+    wait_for(lambda: {to for _, _, to in kernel_state(near)["fdb"]} == set(moved.values()), "the FDB follows")
+    # The old address is not needed any more; without this, IPv4 addresses of one network go together.
+    far.run("sysctl", "-q", "-w", "net.ipv4.conf.eth0.promote_secondaries=1")
+    far.ip_do(f"addr del {far.addresses[4]}/24 dev eth0", f"addr del {far.addresses[6]}/64 dev eth0")
+    far.ip_do("route replace default via 192.0.2.254", "-6 route replace default via 2001:db8:2::fe")
+    wait_for(lambda: probe_pairs(pair.pods, pair.versions) == [], "pods talk over the new addresses")
+
+
+def test_a_backend_that_is_changed_replaces_the_old_and_keeps_connections(pair):
+    near, far = pair.nodes
+    listener = far.pods[0].listen(4, 7000)
+    a = near.pods[0].connect(far.pods[0].addresses[4], 7000)
+    b, _ = listener.accept()
+    far.pods[0].sockets.append(b)
+    pair.conf["Backend"] = {"Type": "host-gw"}
+    nodes = [o for o in pair.read_state() if o["kind"] == "Node"]
+    pair.write_state([pair.objects()[0], *nodes])
+    for node in pair.nodes:
+        wait_for(lambda n=node: n.status()["network"]["backend"] == "host-gw", "the new backend")
+        node.wait_ready(peers=1)
+    for node in pair.nodes:
+        assert not any(name.startswith("flannel") for name in kernel_state(node)["links"])
+        assert kernel_state(node)["fdb"] == set()
+    assert probe_pairs(pair.pods, pair.versions) == []
+    a.settimeout(5)
+    b.settimeout(5)
+    a.sendall(b"still here")
+    assert b.recv(64) == b"still here"
+
+
+def test_routes_over_an_underlay_that_went_down_and_came_up_are_made_again(tmp_path):
+    with cluster(tmp_path, nodes=2, backend={"Type": "host-gw"}) as c:
+        for node in c.nodes:
+            node.add_pod()
+        node = c.nodes[0]
+        node.quiet()
+        before = kernel_state(node)
+        # The kernel takes all routes with it, and the IPv6 addresses; a network daemon gives its own back.
+        node.ip_do("link set eth0 down", "link set eth0 up")
+        node.ip_do("addr add 2001:db8:2::1/64 dev eth0 nodad", "-6 route add default via 2001:db8:2::fe")
+        node.ip_do("route add default via 192.0.2.254")
+        wait_for(lambda: kernel_state(node) == before, "all is back", BACK_S)
+        wait_for(lambda: probe_pairs(c.pods, c.versions) == [], "pods talk again")
