@@ -125,7 +125,9 @@ def test_a_route_is_read_as_it_was_written(route):
 
 @given(ADDRESSES)
 def test_an_address_is_read_as_it_was_written(address):
-    assert decode_address(encode_address(address, index_of), name_of) == address
+    found = decode_address(encode_address(address, index_of), name_of)
+    assert found == address
+    assert found.protocol == address.protocol
 
 
 @given(NEIGHBOURS)
@@ -305,7 +307,9 @@ def test_small_link_requests_as_pyroute2_decodes_them():
     assert (renamed["index"], renamed.get_attr("IFLA_IFNAME")) == (5, "new0")
     assert decoded_by_pyroute2(encode_link_name("eth0")).get_attr("IFLA_IFNAME") == "eth0"
     assert decoded_by_pyroute2(encode_link_group(3)).get_attr("IFLA_GROUP") == 3
-    rest = decoded_by_pyroute2(encode_new_link_rest(Link("eth0", alias="a pod", master="br0"), {"br0": 9}.__getitem__))
+    rest = decoded_by_pyroute2(
+        encode_new_link_rest(Link("eth0", alias="a pod", master="br0"), {"br0": 9}.__getitem__)
+    )
     assert (rest["flags"], rest["change"], rest.get_attr("IFLA_IFALIAS")) == (1, 1, "a pod")
     assert rest.get_attr("IFLA_MASTER") == 9
     rest = decoded_by_pyroute2(encode_new_link_rest(Link("eth0"), index_of))

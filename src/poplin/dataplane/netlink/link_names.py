@@ -63,14 +63,10 @@ class LinkNames:
         encoded = name.encode("utf-8", "surrogateescape")
         # A longer name would be cut to some other link's.
         if len(encoded) > 15:
-            raise KernelError(
-                "interface names have at most 15 bytes", errno=errno.ENODEV, where=f"link {name}"
-            )
+            raise KernelError(f"no such link: {name} has more than 15 bytes", errno=errno.ENODEV)
         try:
             answer = ioctl(self._socket, _SIOCGIFINDEX, _IFREQ.pack(encoded, 0))
         except OSError as error:
-            raise KernelError(
-                "no such link", errno=error.errno or errno.ENODEV, where=f"link {name}"
-            ) from error
+            raise KernelError(f"no such link: {name}", errno=error.errno or errno.ENODEV) from error
         index: int = _IFREQ.unpack(answer)[1]
         return index

@@ -151,7 +151,7 @@ class RouteSocket(AbstractContextManager["RouteSocket"]):
                 request = encode_operation(operation, self.names.index_of)
             except KernelError as error:
                 failures += self._flush(pending)
-                failures += _failed(operation, error)
+                failures += _failed(operation, _about(operation, error))
                 continue
             if request is None:
                 failures += self._flush(pending)
@@ -213,7 +213,7 @@ class RouteSocket(AbstractContextManager["RouteSocket"]):
                 case Remove(Link() as link) | Remove(Veth(host=link)):
                     self._do(uapi.RTM_DELLINK, encode_link_name(link.name), where=where)
         except KernelError as error:
-            return _failed(operation, error)
+            return _failed(operation, _about(operation, error))
         finally:
             self.names.forget()
         return []
@@ -221,15 +221,14 @@ class RouteSocket(AbstractContextManager["RouteSocket"]):
     def _make(self, link: Link, body: bytes, *, replace: bool, where: str) -> None:
         """Make the link, then say what a new link is refused; what is half made goes again."""
         delete = Request(uapi.RTM_DELLINK, 0, encode_link_name(link.name))
+        rest = (
+            Request(uapi.RTM_SETLINK, 0, encode_no_link_local(link.name)),
+            Request(uapi.RTM_SETLINK, 0, encode_new_link_rest(link, self.names.index_of)),
+        )
         if replace:
             self._channel.transact([delete])
         self._do(uapi.RTM_NEWLINK, body, where=where, flags=uapi.NLM_F_CREATE | uapi.NLM_F_EXCL)
-        failed = self._channel.transact(
-            (
-                Request(uapi.RTM_SETLINK, 0, encode_no_link_local(link.name)),
-                Request(uapi.RTM_SETLINK, 0, encode_new_link_rest(link, self.names.index_of)),
-            )
-        )
+        failed = self._channel.transact(rest)
         # EAFNOSUPPORT to the first: the kernel has no IPv6, or not on a link of so small an MTU.
         for position, answer in failed.items():
             if position > 0 or answer.errno != errno.EAFNOSUPPORT:
@@ -239,6 +238,12 @@ class RouteSocket(AbstractContextManager["RouteSocket"]):
     def _do(self, kind: int, body: bytes, *, where: str, flags: int = 0) -> None:
         for answer in self._channel.transact([Request(kind, flags, body)]).values():
             raise kernel_error(answer, where=where)
+
+
+def _about(operation: Operation, error: KernelError) -> KernelError:
+    """The error with the operation's object as its place: a link's name was asked for on its behalf."""
+    where = describe(object_of(operation))
+    return KernelError(error.what, errno=error.errno, where=where, remedy=error.remedy)
 
 
 def _failed(operation: Operation, error: KernelError) -> list[Failure]:
