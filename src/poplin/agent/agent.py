@@ -69,9 +69,8 @@ class Agent:
             )
             stack.callback(self._loop.close)
             self._configuration = Configuration(self._loop.wake)
-            ours = reconciler.ports | pods.ports
-            monitor = stack.enter_context(Monitor(ignored_ports=ours))
-            tables = stack.enter_context(NftMonitor(ignored_ports=ours))
+            monitor = stack.enter_context(Monitor(ignored_ports=reconciler.route_ports | pods.ports))
+            tables = stack.enter_context(NftMonitor(ignored_ports=reconciler.nft_ports))
             endpoints = Endpoints(self.report, self._loop.run_audit)
             stack.push_async_callback(endpoints.close)
             await endpoints.open(config.status_socket, config.health_address)

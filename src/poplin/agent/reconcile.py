@@ -104,7 +104,8 @@ class Reconciler:
         self._table: Table | None = None
         self._table_known = False
         self._wirings: dict[Attachment, Wiring] = {}
-        self.ports = frozenset({self._route.port, self._nft.port})
+        self.route_ports = frozenset({self._route.port})
+        self.nft_ports = frozenset({self._nft.port})
 
     def forget(self) -> None:
         """Read the kernel anew in the next pass: something changed it, or it is time for an audit."""
