@@ -6,7 +6,7 @@ import json
 import socket
 import ssl
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -68,10 +68,14 @@ class Client:
     async def delete(self, path: str, body: Any = None, **query: Any) -> tuple[int, Any]:
         return await self.request("DELETE", path, body, **query)
 
-    async def until_gone(self, path: str) -> None:
+    async def until(self, path: str, holds: Callable[[int, Any], bool]) -> None:
+        """Return when what is at `path` is as wished."""
         async with asyncio.timeout(10):
-            while (await self.get(path))[0] != 404:  # noqa: ASYNC110  - the state is another side's
+            while not holds(*await self.get(path)):  # noqa: ASYNC110  - another process' state has no event
                 await asyncio.sleep(0.01)
+
+    async def until_gone(self, path: str) -> None:
+        await self.until(path, lambda code, _: code == 404)
 
     @contextlib.asynccontextmanager
     async def watch(self, path: str, **query: Any) -> AsyncIterator["Watch"]:

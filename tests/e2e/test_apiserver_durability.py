@@ -11,6 +11,7 @@ from pathlib import Path
 
 import aiohttp
 import pytest
+
 from e2e.apiserver_harness import config_map, running
 
 MAPS = "/api/v1/namespaces/default/configmaps"

@@ -1,8 +1,7 @@
 """Namespaces, owners, finalizers and custom resources over HTTP."""
 
-import asyncio
-
 import pytest
+
 from e2e.apiserver_harness import POD, Client, config_map, running
 
 MAPS = "/api/v1/namespaces/default/configmaps"
@@ -76,13 +75,14 @@ async def client(tmp_path):
 
 async def test_every_namespace_is_furnished(client: Client):
     await client.create("/api/v1/namespaces", {"metadata": {"name": "team"}})
-    async with asyncio.timeout(5):
-        for path in ("serviceaccounts/default", "configmaps/kube-root-ca.crt"):
-            while (await client.get(f"/api/v1/namespaces/team/{path}"))[0] != 200:
-                await asyncio.sleep(0.01)
-        await client.delete("/api/v1/namespaces/team/serviceaccounts/default")
-        while (await client.get("/api/v1/namespaces/team/serviceaccounts/default"))[0] != 200:
-            await asyncio.sleep(0.01)
+    account = "/api/v1/namespaces/team/serviceaccounts/default"
+    for path in (account, "/api/v1/namespaces/team/configmaps/kube-root-ca.crt"):
+        await client.until(path, lambda code, _: code == 200)
+    _, first = await client.get(account)
+    await client.delete(account)
+    await client.until(
+        account, lambda code, body: code == 200 and body["metadata"]["uid"] != first["metadata"]["uid"]
+    )
 
 
 async def test_a_namespace_goes_with_all_it_holds(client: Client):
@@ -138,9 +138,7 @@ async def test_foreground_deletion_waits_for_blocking_dependents(client: Client)
     await client.create(MAPS, child)
     code, body = await client.delete(f"{MAPS}/owner", propagationPolicy="Foreground")
     assert (code, body["metadata"]["finalizers"]) == (200, ["foregroundDeletion"])
-    async with asyncio.timeout(5):
-        while "deletionTimestamp" not in (await client.get(f"{MAPS}/child"))[1]["metadata"]:
-            await asyncio.sleep(0.01)
+    await client.until(f"{MAPS}/child", lambda _, body: "deletionTimestamp" in body["metadata"])
     assert (await client.get(f"{MAPS}/owner"))[0] == 200
     await client.patch(f"{MAPS}/child", {"metadata": {"finalizers": None}})
     await client.until_gone(f"{MAPS}/child")
@@ -160,9 +158,7 @@ async def test_a_dependent_with_a_living_owner_loses_only_the_dead_reference(cli
     child["metadata"]["ownerReferences"] += owned("child", two)["metadata"]["ownerReferences"]
     await client.create(MAPS, child)
     await client.delete(f"{MAPS}/one")
-    async with asyncio.timeout(5):
-        while len((await client.get(f"{MAPS}/child"))[1]["metadata"]["ownerReferences"]) == 2:
-            await asyncio.sleep(0.01)
+    await client.until(f"{MAPS}/child", lambda _, body: len(body["metadata"]["ownerReferences"]) == 1)
     assert (await client.get(f"{MAPS}/child"))[1]["metadata"]["ownerReferences"][0]["name"] == "two"
 
 

@@ -4,6 +4,7 @@ import asyncio
 import random
 
 import pytest
+
 from e2e.apiserver_harness import Client, config_map, pod, running
 
 CORE = "/api/v1/namespaces/default"

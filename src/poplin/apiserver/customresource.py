@@ -115,6 +115,13 @@ def check_definition(definition: Object) -> Iterator[Cause]:
             yield from _check_schema(schema, where, top=True)
 
 
+def _has_rules(value: Any) -> bool:
+    """Whether CEL rules stand anywhere in `value`."""
+    if isinstance(value, Mapping):
+        return "x-kubernetes-validations" in value or any(map(_has_rules, value.values()))
+    return isinstance(value, list) and any(map(_has_rules, value))
+
+
 def _check_schema(schema: Mapping[str, Any], where: str, *, top: bool = False) -> Iterator[Cause]:
     """The rules of structural schemas that a walk of objects relies on."""
     free = schema.get("x-kubernetes-int-or-string") or schema.get("x-kubernetes-preserve-unknown-fields")
@@ -143,7 +150,7 @@ class CustomResources:
         self._definitions = definitions
         self._served: dict[str, list[Resource]] = {}
 
-    def prepare(self, resource: Resource, document: Object, old: Object | None) -> None:
+    def prepare(self, resource: Resource, document: Object, old: Object | None, options: Options) -> None:
         """A hook: refuses a bad definition; an accepted one is established at once."""
         if resource is not self._definitions:
             return
@@ -151,6 +158,8 @@ class CustomResources:
         if causes := list(check_definition(document)):
             raise status.invalid(resource.kind, resource.group, name, causes)
         self._check_conflicts(name, spec)
+        if _has_rules(spec["versions"]):
+            options.warnings.append("x-kubernetes-validations are stored but not evaluated by this server")
         metadata = document["metadata"]
         finalizers = metadata.setdefault(FINALIZER_KEY, [])
         if "deletionTimestamp" not in metadata and CLEANUP not in finalizers:

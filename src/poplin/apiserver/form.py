@@ -3,7 +3,7 @@
 Tables: https://kubernetes.io/docs/reference/using-api/api-concepts/#receiving-resources-as-tables
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -15,6 +15,7 @@ from poplin.apiserver.resource import Resource
 from poplin.apiserver.table import make_row, make_table
 
 METADATA_VERSION: Final = "meta.k8s.io/v1"
+PIECE_BYTES: Final = 256 << 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,30 +40,27 @@ class Form:
             return msgspec.json.encode(table)
         return msgspec.json.encode(partial(document))
 
-    def many(self, items: Sequence[bytes], metadata: Object) -> bytes:
-        """A list of stored objects under its list metadata."""
+    def many(self, items: Sequence[bytes], metadata: Object) -> Iterator[bytes]:
+        """A list of stored objects under its list metadata, in pieces of about PIECE_BYTES."""
         view = self.resource.view
         if self.name == "object":
-            joined = b",".join(items if _is_plain(self.resource) else map(view, items))
             head = {
                 "kind": self.resource.list_kind,
                 "apiVersion": self.resource.api_version,
                 "metadata": metadata,
             }
-            return msgspec.json.encode(head)[:-1] + b',"items":[' + joined + b"]}"
+            yield msgspec.json.encode(head)[:-1] + b',"items":['
+            yield from _join(items if _is_plain(self.resource) else map(view, items))
+            yield b"]}"
+            return
         documents = [msgspec.json.decode(view(item)) for item in items]
         if self.name == "Table":
-            return msgspec.json.encode(
-                make_table(self.resource, [self._row(one) for one in documents], metadata)
-            )
-        kind = "PartialObjectMetadataList"
-        body = {
-            "kind": kind,
-            "apiVersion": METADATA_VERSION,
-            "metadata": metadata,
-            "items": list(map(partial, documents)),
-        }
-        return msgspec.json.encode(body)
+            rows = [self._row(one) for one in documents]
+            yield msgspec.json.encode(make_table(self.resource, rows, metadata))
+            return
+        kind, partials = "PartialObjectMetadataList", [partial(one) for one in documents]
+        body = {"kind": kind, "apiVersion": METADATA_VERSION, "metadata": metadata, "items": partials}
+        yield msgspec.json.encode(body)
 
     def _row(self, document: Object) -> Object:
         row = make_row(self.resource, document)
@@ -71,6 +69,21 @@ class Form:
         elif self.include == "Metadata":
             row["object"] = partial(document)
         return row
+
+
+def _join(items: Iterable[bytes]) -> Iterator[bytes]:
+    """The items with commas between them, gathered into larger pieces."""
+    piece: list[bytes] = []
+    size = 0
+    separator = b""
+    for item in items:
+        piece += (separator, item)
+        size += len(item)
+        separator = b","
+        if size > PIECE_BYTES:
+            yield b"".join(piece)
+            piece, size = [], 0
+    yield b"".join(piece)
 
 
 def _is_plain(resource: Resource) -> bool:

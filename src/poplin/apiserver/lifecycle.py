@@ -29,8 +29,6 @@ FOREGROUND: Final = "foregroundDeletion"
 SUFFIX_ALPHABET: Final = "bcdfghjklmnpqrstvwxz2456789"
 NAMESPACES: Final = "/namespaces"
 Change = Callable[[Object], Object]
-Hook = Callable[[Resource, Object, Object | None], None]
-"""Called with every object about to be stored, and its old version: may change it, or raise StatusError."""
 
 
 @dataclass(slots=True)
@@ -41,6 +39,10 @@ class Options:
     field_validation: str = "Warn"
     warnings: list[str] = field(default_factory=list)
     faults: list[Cause] = field(default_factory=list)
+
+
+Hook = Callable[[Resource, Object, Object | None, Options], None]
+"""Called with every object about to be stored, and its old version: may change it, warn, or raise StatusError."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +102,7 @@ class Lifecycle:
                 draft["metadata"]["name"] = prefix[:58] + "".join(
                     secrets.choice(SUFFIX_ALPHABET) for _ in range(5)
                 )
-            self._complete(resource, draft, None, options.faults)
+            self._complete(resource, draft, None, options)
             place: Key = (namespace, draft["metadata"]["name"])
             if collection.head(place) is None:
                 break
@@ -193,7 +195,7 @@ class Lifecycle:
             after["spec"] = before.get("spec", {})
         if part != "status":
             carry(resource.group, resource.kind, after, before)
-        self._complete(resource, after, before, options.faults)
+        self._complete(resource, after, before, options)
         if resource.generation and _desired(after) != _desired(before):
             metadata["generation"] = old.get("generation", 0) + 1
         return after
@@ -271,15 +273,13 @@ class Lifecycle:
             raise status.invalid(resource.kind, resource.group, name, faults)
         return resource.accept(given)
 
-    def _complete(
-        self, resource: Resource, document: Object, old: Object | None, faults: Sequence[Cause]
-    ) -> None:
-        """Derive, let the hooks see it, and refuse the document if it has `faults` or breaks a rule."""
+    def _complete(self, resource: Resource, document: Object, old: Object | None, options: Options) -> None:
+        """Derive, let the hooks see it, and refuse the document if it has faults or breaks a rule."""
         derive(resource.group, resource.kind, document)
         for hook in self.hooks:
-            hook(resource, document, old)
+            hook(resource, document, old, options)
         kind, group, metadata = resource.kind, resource.group, document["metadata"]
-        causes = [*faults, *check_metadata(metadata, group, kind)]
+        causes = [*options.faults, *check_metadata(metadata, group, kind)]
         if not resource.custom:
             causes.extend(rules.validate(group, kind, document, old))
         if causes:

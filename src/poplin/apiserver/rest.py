@@ -16,7 +16,7 @@ from aiohttp import web
 
 from poplin.apiserver import patch, status
 from poplin.apiserver.collection import Entry, Key, Object
-from poplin.apiserver.form import Form, choose_form
+from poplin.apiserver.form import PIECE_BYTES, Form, choose_form
 from poplin.apiserver.lifecycle import Lifecycle, Options
 from poplin.apiserver.request import Call, parse_delete_options
 from poplin.apiserver.resource import Resource
@@ -60,6 +60,19 @@ def respond(body: bytes | Object, code: int = 200, options: Options | None = Non
     for text in options.warnings if options else ():
         escaped = text.replace("\\", "\\\\").replace('"', '\\"')
         response.headers.add("Warning", f'299 - "{escaped}"')
+    return response
+
+
+async def respond_list(call: Call, items: Sequence[bytes], metadata: Object) -> web.StreamResponse:
+    """A list in pieces, each sent before the next is made: many large lists at once cost little memory."""
+    pieces = _form(call).many(items, metadata)
+    if sum(map(len, items)) < PIECE_BYTES:
+        return respond(b"".join(pieces))
+    response = web.StreamResponse(headers={"Content-Type": "application/json"})
+    await response.prepare(call.request)
+    for piece in pieces:
+        await response.write(piece)
+    await response.write_eof()
     return response
 
 
@@ -143,7 +156,7 @@ class Rest:
             if not selection.labels.requirements and not selection.fields.requirements:
                 metadata["remainingItemCount"] = remaining
             self._snapshots.keep(collection.name, revision, snapshot or collection.slice(None))
-        return respond(_form(call).many([entry.data for entry in entries], metadata))
+        return await respond_list(call, [entry.data for entry in entries], metadata)
 
     async def _create(self, call: Call) -> web.StreamResponse:
         options = call.options()
@@ -203,7 +216,7 @@ class Rest:
         chosen = [entry for entry in collection.slice(selection.namespace) if selection.matches(entry)]
         deleted = await self._lifecycle.delete_all(call.resource, chosen, options, dry_run=dry_run)
         metadata = {"resourceVersion": str(self._store.revision)}
-        return respond(_form(call).many([entry.data for entry in deleted], metadata))
+        return await respond_list(call, [entry.data for entry in deleted], metadata)
 
 
 def prepare_patch(content_type: str, body: Any, resource: Resource) -> Callable[[Object], Object]:

@@ -21,6 +21,7 @@ from poplin.apiserver.authentication import ANONYMOUS, Authenticator, TokenIssue
 from poplin.apiserver.certificates import Authority, load_key, write_private
 from poplin.apiserver.collection import Object
 from poplin.apiserver.customresource import CustomResources
+from poplin.apiserver.endpoint import Endpoint, publish
 from poplin.apiserver.garbage import Janitor
 from poplin.apiserver.lifecycle import Hook, Lifecycle, Options
 from poplin.apiserver.request import Call, parse_path
@@ -38,11 +39,16 @@ SHUTDOWN_TIMEOUT_S: Final = 2.0
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """Where the server keeps its files, and the names and addresses its certificate is good for."""
+    """Where the server keeps its files, and the names and addresses its certificate is good for.
+
+    `tokens` is a static token file (see `authentication.read_tokens`); `endpoint` is what pods are told
+    about the server, None where nothing tells them.
+    """
 
     directory: Path
     names: Sequence[str] = ()
     tokens: Path | None = None
+    endpoint: Endpoint | None = None
 
 
 class ApiServer:
@@ -87,6 +93,8 @@ class ApiServer:
         for name in NAMESPACES:
             if self.lifecycle.collection(resource).head(("", name)) is None:
                 await self.lifecycle.create(resource, "", {"metadata": {"name": name}}, Options())
+        if self.settings.endpoint is not None:
+            await publish(self.lifecycle, self.settings.endpoint)
 
     def _account_lives(self, namespace: str, name: str, uid: str) -> bool:
         entry = self.store.open("/serviceaccounts").entries.get((namespace, name))

@@ -59,8 +59,9 @@ def resource_column(column: Column) -> bool:
 
 
 _STEP: Final = re.compile(
-    r"\.([A-Za-z0-9_-]+|\*)|\[(\d+|\*)\]|\['([^']+)'\]|\[\?\(@\.([\w.]+)\s*==\s*[\"']([^\"']*)[\"']\)\]|\.((?:\\.|[^.\[\\])+)"
+    r"\.((?:\\.|[^.\[\\])+)|\[(\d+|\*)\]|\['([^']+)'\]|\[\?\(@\.([\w.]+)\s*==\s*[\"']([^\"']*)[\"']\)\]"
 )
+"""A step of a path: .member (dots escaped), [index], ['member'] or [?(@.key=="value")]."""
 
 
 def evaluate(path: str, document: Any) -> Any:
@@ -80,7 +81,7 @@ def evaluate(path: str, document: Any) -> Any:
 
 
 def _descend(value: Any, step: "re.Match[str]") -> list[Any]:
-    member, index, quoted, key, wanted, escaped = step.groups()
+    member, index, quoted, key, wanted = step.groups()
     if key is not None:
         items = value if isinstance(value, list) else []
         return [item for item in items if str(lookup(item, key)) == wanted]
@@ -89,7 +90,7 @@ def _descend(value: Any, step: "re.Match[str]") -> list[Any]:
         if index in {None, "*"}:
             return list(items)
         return [items[int(index)]] if int(index) < len(items) else []
-    name = member or quoted or re.sub(r"\\(.)", r"\1", escaped)
+    name = quoted or re.sub(r"\\(.)", r"\1", member)
     return [value[name]] if isinstance(value, dict) and value.get(name) is not None else []
 
 
