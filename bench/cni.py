@@ -51,7 +51,7 @@ class Plugin:
             stdin.seek(0)
             streams = [(os.POSIX_SPAWN_DUP2, stdin.fileno(), 0), (os.POSIX_SPAWN_DUP2, stdout.fileno(), 1)]
             start = time.perf_counter()
-            pid = os.posix_spawn(self.program, [self.program], environment, file_actions=streams)
+            pid = os.posix_spawn(self.program, [str(self.program)], environment, file_actions=streams)
             _, status = os.waitpid(pid, 0)
             spent_ms = (time.perf_counter() - start) * 1000
             if status:

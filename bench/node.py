@@ -3,28 +3,33 @@
 import json
 import os
 import secrets
-import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from poplin.dataplane.netns import create_netns, delete_netns, entered, open_netns
 
 POPLIN = Path(__file__).parent.parent / ".venv/bin/poplin"
 SHIM = Path(__file__).parent.parent / "src/poplin/cni/poplin-cni"
+READY_WAIT_S = 30.0
 
 
 @dataclass(frozen=True, slots=True)
 class BenchNode:
-    """`fd` is the node's namespace, `directory` holds the agent's state, `agent` is its process."""
+    """`fd` is the node's namespace, `directory` holds the agent's state, `agent` is its process.
+
+    `ready_s` is the time from the start of the process until the CNI configuration was installed.
+    """
 
     fd: int
     directory: Path
     agent: subprocess.Popen[bytes]
+    ready_s: float
 
     @property
     def config(self) -> dict[str, str]:
@@ -57,48 +62,66 @@ def run_in(fd: int, *command: str) -> str:
         return subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout
 
 
+def node_object(name: str, pod_cidrs: Sequence[str], addresses: Sequence[str]) -> dict[str, Any]:
+    """A Node as a cluster would have it."""
+    return {
+        "apiVersion": "v1",
+        "kind": "Node",
+        "metadata": {"name": name},
+        "spec": {"podCIDR": pod_cidrs[0], "podCIDRs": list(pod_cidrs)},
+        "status": {"addresses": [{"type": "InternalIP", "address": address} for address in addresses]},
+    }
+
+
+@contextmanager
+def cluster_file(objects: Sequence[dict[str, Any]], net_conf: dict[str, Any]) -> Iterator[Path]:
+    """A directory with what agents read: the cluster's objects and the network configuration."""
+    with tempfile.TemporaryDirectory(prefix="poplin-bench-") as name:
+        directory = Path(name)
+        state = {"apiVersion": "v1", "kind": "List", "items": list(objects)}
+        (directory / "state.json").write_text(json.dumps(state))
+        (directory / "net-conf.json").write_text(json.dumps(net_conf))
+        yield directory
+
+
+@contextmanager
+def running_agent(fd: int, name: str, cluster: Path) -> Iterator[BenchNode]:
+    """The agent of the node `name` in the namespace `fd`, ready for pods. Raises RuntimeError with its log."""
+    directory = cluster / name
+    directory.mkdir()
+    command = [
+        *(str(POPLIN), "agent", "--node-name", name),
+        *("--state", str(cluster / "state.json")),
+        *("--net-conf", str(cluster / "net-conf.json")),
+        *("--state-dir", str(directory / "lib"), "--run-dir", str(directory / "run")),
+        *("--cni-conf-dir", str(directory / "net.d"), "--health-address", ""),
+    ]
+    start = time.perf_counter()
+    with entered(fd), (directory / "agent.log").open("wb") as log:
+        agent = subprocess.Popen(command, stderr=log)
+    try:
+        while not (directory / "net.d/10-poplin.conflist").exists():
+            if time.perf_counter() - start > READY_WAIT_S or agent.poll() is not None:
+                raise RuntimeError((directory / "agent.log").read_text())
+            time.sleep(0.002)
+        yield BenchNode(fd, directory, agent, time.perf_counter() - start)
+    finally:
+        agent.terminate()
+        agent.wait(20)
+
+
 @contextmanager
 def single_node(backend: str = "host-gw") -> Iterator[BenchNode]:
     """A node with a running agent, ready for pods."""
-    with namespace("fabric") as (_, fabric), namespace("node") as (node_name, node):
+    conf = {"Network": "10.244.0.0/16", "Backend": {"Type": backend}}
+    with (
+        namespace("fabric") as (_, fabric),
+        namespace("node") as (node_name, node),
+        cluster_file([node_object("n1", ["10.244.0.0/22"], ["10.99.0.1"])], conf) as cluster,
+    ):
         run_in(fabric, "ip", "link", "add", "up0", "type", "veth", "peer", "name", "eth0", "netns", node_name)
         run_in(fabric, "ip", "link", "set", "up0", "up")
         for command in ("link set lo up", "link set eth0 up", "address add 10.99.0.1/24 dev eth0"):
             run_in(node, "ip", *command.split())
-        directory = Path(tempfile.mkdtemp(prefix="poplin-bench-"))
-        objects = [
-            {
-                "apiVersion": "v1",
-                "kind": "Node",
-                "metadata": {"name": "n1"},
-                "spec": {"podCIDR": "10.244.0.0/22", "podCIDRs": ["10.244.0.0/22"]},
-                "status": {"addresses": [{"type": "InternalIP", "address": "10.99.0.1"}]},
-            }
-        ]
-        state = {"apiVersion": "v1", "kind": "List", "items": objects}
-        (directory / "state.json").write_text(json.dumps(state))
-        (directory / "net-conf.json").write_text(
-            json.dumps({"Network": "10.244.0.0/16", "Backend": {"Type": backend}})
-        )
-        with entered(node), (directory / "agent.log").open("wb") as log:
-            agent = subprocess.Popen(
-                [
-                    *(str(POPLIN), "agent", "--node-name", "n1"),
-                    *("--state", str(directory / "state.json")),
-                    *("--net-conf", str(directory / "net-conf.json")),
-                    *("--state-dir", str(directory / "lib"), "--run-dir", str(directory / "run")),
-                    *("--cni-conf-dir", str(directory / "net.d"), "--health-address", ""),
-                ],
-                stderr=log,
-            )
-        try:
-            deadline = time.monotonic() + 30
-            while not (directory / "net.d/10-poplin.conflist").exists():
-                if time.monotonic() > deadline or agent.poll() is not None:
-                    raise RuntimeError((directory / "agent.log").read_text())
-                time.sleep(0.02)
-            yield BenchNode(node, directory, agent)
-        finally:
-            agent.terminate()
-            agent.wait(20)
-            shutil.rmtree(directory)
+        with running_agent(node, "n1", cluster) as agent:
+            yield agent
