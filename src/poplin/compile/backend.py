@@ -69,7 +69,8 @@ def compile_backend(
 
 
 def _device_mtu_bytes(backend: Backend, underlay: Underlay) -> int:
-    mtu_bytes = backend.mtu_bytes or underlay.mtu_bytes
+    # The kernel refuses a device more than its underlay carries.
+    mtu_bytes = min(backend.mtu_bytes or underlay.mtu_bytes, underlay.mtu_bytes)
     if backend.type is BackendType.VXLAN:
         mtu_bytes -= VXLAN_OVERHEAD_BYTES[underlay.address.version]
     return mtu_bytes

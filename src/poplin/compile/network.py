@@ -61,6 +61,15 @@ def compile_network(
     lease = Lease(own.name, conf.backend.type.value, tuple(endpoints))
     used = [u for u in underlays if any(e.public_ip.version == u.address.version for e in endpoints)]
     peers = _accepted(conf, lease, others, used, problems)
+    problems += [
+        InvalidInputError(
+            f"MTU {conf.backend.mtu_bytes} is more than {underlay.link} carries: {underlay.mtu_bytes} is used",
+            where="net-conf.json: Backend: MTU",
+            remedy="leave MTU out, or raise the interface's",
+        )
+        for underlay in used
+        if conf.backend.mtu_bytes > underlay.mtu_bytes
+    ]
     return Network(
         lease=lease,
         pod_cidrs=tuple(e.pod_cidr for e in endpoints),

@@ -167,7 +167,7 @@ def test_host_gw_is_routes_alone(versions):
 
 
 def test_options_of_the_device_are_those_of_the_configuration():
-    backend = Backend(vni=4096, port=4789, learning=True, gbp=True, mtu_bytes=9000)
+    backend = Backend(vni=4096, port=4789, learning=True, gbp=True, mtu_bytes=1400)
     state = compiled(backend, (4, 6))
     assert state.links == {
         name: replace(
@@ -177,8 +177,8 @@ def test_options_of_the_device_are_those_of_the_configuration():
             vxlan=Vxlan(4096, 4789, "eth0", underlay(version).address, learning=True, gbp=True),
         )
         for version, old, name, mtu_bytes in (
-            (4, "flannel.1", "flannel.4096", 8950),
-            (6, "flannel-v6.1", "flannel-v6.4096", 8930),
+            (4, "flannel.1", "flannel.4096", 1350),
+            (6, "flannel-v6.1", "flannel-v6.4096", 1330),
         )
     }
 
@@ -196,6 +196,7 @@ def test_the_tunnel_leaves_from_the_interface_where_peers_send_to_another_addres
         (Backend(), (6,), 1430),
         (Backend(), (4, 6), 1430),
         (Backend(mtu_bytes=1400), (4,), 1350),
+        (Backend(mtu_bytes=9000), (4,), 1450),
         (Backend(mtu_bytes=1400), (4, 6), 1330),
         (Backend(BackendType.HOST_GW), (4, 6), 1500),
         (Backend(BackendType.HOST_GW, mtu_bytes=1400), (4, 6), 1400),

@@ -74,6 +74,15 @@ class TestOwn:
         assert [e.public_ip.version for e in network.lease.endpoints] == [4, 6]
         assert network.pod_mtu_bytes == 1430
 
+    def test_an_mtu_beyond_the_underlays_is_named_and_cut(self):
+        conf = replace(CONF, backend=replace(CONF.backend, mtu_bytes=9000))
+        network = compile_network(conf, OWN, [], [UNDERLAY[4]])
+        assert network.pod_mtu_bytes == 1450
+        assert [str(p) for p in network.problems] == [
+            "net-conf.json: Backend: MTU: MTU 9000 is more than eth0 carries: 1500 is used; "
+            "leave MTU out, or raise the interface's"
+        ]
+
     def test_the_published_mac_is_kept(self):
         lease = compile_network(DUAL, OWN, [], BOTH).lease
         assert [e.vtep_mac for e in lease.endpoints] == ["0a:00:00:00:04:01", "0a:00:00:00:06:01"]
