@@ -79,8 +79,10 @@ class TestOwn:
         network = compile_network(conf, OWN, [], [UNDERLAY[4]])
         assert network.pod_mtu_bytes == 1450
         assert [str(p) for p in network.problems] == [
-            "net-conf.json: Backend: MTU: MTU 9000 is more than eth0 carries: 1500 is used; "
-            "leave MTU out, or raise the interface's"
+            (
+                "net-conf.json: Backend: MTU: MTU 9000 is more than eth0 carries: 1500 is used; "
+                "leave MTU out, or raise the interface's"
+            )
         ]
 
     def test_the_published_mac_is_kept(self):
