@@ -203,7 +203,7 @@ class CustomResources:
         self._served[name] = list(build_resources(definition))
         for resource in self._served[name]:
             self._lifecycle.registry.add(resource)
-            self._lifecycle.collection(resource)
+            self._lifecycle.collection(resource).closed = False
 
     def _withdraw(self, name: str, *, close: bool) -> None:
         for resource in self._served.pop(name, ()):

@@ -22,6 +22,9 @@ Subject = tuple[str, Key]
 ACCOUNTS: Final = "/serviceaccounts"
 CONFIG_MAPS: Final = "/configmaps"
 ROOT_CA: Final = "kube-root-ca.crt"
+BATCH: Final = 256
+"""How many subjects are settled together, so that their writes share commits."""
+RETRY_S: Final = 0.1
 
 
 class Janitor:
@@ -108,15 +111,20 @@ class Janitor:
 
     async def _work(self) -> None:
         while True:
-            subject = await self._queue.get()
-            self._queued.discard(subject)
-            try:
-                await self._settle(subject)
-            except StatusError as error:
-                # Someone else was first, or the store cannot write now: look again, but do not spin.
-                if error.code != 404:
-                    await asyncio.sleep(0.1)
-                    self._add(subject)
+            subjects = [await self._queue.get()]
+            while not self._queue.empty() and len(subjects) < BATCH:
+                subjects.append(self._queue.get_nowait())
+            self._queued.difference_update(subjects)
+            await asyncio.gather(*map(self._try_settle, subjects))
+
+    async def _try_settle(self, subject: Subject) -> None:
+        try:
+            await self._settle(subject)
+        except StatusError as error:
+            # Someone else was first, or the store cannot write now: look again, but do not spin.
+            if error.code != 404:
+                await asyncio.sleep(RETRY_S)
+                self._add(subject)
 
     def _resource(self, name: str) -> Resource | None:
         return self._lifecycle.registry.stored_as(name)

@@ -249,6 +249,8 @@ def _check_value(value: Any, node: Node, findings: Findings, path: Path) -> None
         if not node.structural and {"minimum", "maximum"} <= bounds.keys():
             # How the built-in types say it.
             broken = [f"must be between {bounds['minimum']} and {bounds['maximum']}, inclusive"]
+        elif not node.structural:
+            broken = [rule.replace("should be", "must be") for rule in broken]
         subject = f"{where} in body " if node.structural else ""
         findings.faults.extend(Cause(where, f"Invalid value: {shown}: {subject}{rule}") for rule in broken)
     for word, choices_ in node.alternatives:

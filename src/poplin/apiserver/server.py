@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import contextlib
+import logging
 import ssl
 from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import dataclass
@@ -31,6 +32,7 @@ from poplin.apiserver.status import StatusError
 from poplin.apiserver.store import Store
 from poplin.apiserver.subresource import Subresources
 
+log = logging.getLogger(__name__)
 HEALTH: Final = frozenset({"/healthz", "/livez", "/readyz", "/version"})
 BODY_LIMIT_BYTES: Final = 3 << 20
 NAMESPACES: Final = ("default", "kube-system", "kube-public", "kube-node-lease")
@@ -112,6 +114,10 @@ class ApiServer:
         except web.HTTPRequestEntityTooLarge:
             message = f"Request entity too large: limit is {BODY_LIMIT_BYTES}"
             return respond(StatusError(413, "RequestEntityTooLarge", message).document(), 413)
+        except Exception:  # the client and the log are told; the server goes on
+            log.exception("%s %s failed", request.method, request.path)
+            message = "Internal error occurred: the server met a fault of its own; its log has the details"
+            return respond(StatusError(500, "InternalError", message).document(), 500)
 
     async def _dispatch(self, request: web.BaseRequest) -> web.StreamResponse:
         path = request.path
@@ -231,4 +237,5 @@ async def serve(app: ApiServer, sockets: Iterable[socket]) -> AsyncIterator[None
     finally:
         for listener in listeners:
             listener.close()
+        app.store.end_watches()
         await server.shutdown(SHUTDOWN_TIMEOUT_S)

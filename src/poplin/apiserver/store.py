@@ -17,6 +17,7 @@ import msgspec
 
 from poplin.apiserver.collection import Collection, Entry, Event, Key, Object, make_entry
 from poplin.apiserver.status import StatusError, unavailable
+from poplin.model.errors import InvalidInputError
 
 SCHEMA: Final = """
 CREATE TABLE IF NOT EXISTS objects (
@@ -40,6 +41,22 @@ class StaleError(Exception):
     """The object changed since it was read: read it again."""
 
 
+def _connect(path: Path | str) -> sqlite3.Connection:
+    try:
+        database = sqlite3.connect(path, timeout=0, isolation_level=None, check_same_thread=False)
+        # No second process may write here: the memory would not know of it.
+        database.execute("PRAGMA locking_mode = EXCLUSIVE")
+        database.execute("PRAGMA journal_mode = WAL")
+        database.execute("PRAGMA synchronous = FULL")
+        database.executescript(SCHEMA)
+    except sqlite3.Error as error:
+        remedy = "stop the server that uses it, or choose another directory"
+        raise InvalidInputError(
+            f"the store cannot be opened: {error}", where=str(path), remedy=remedy
+        ) from error
+    return database
+
+
 @dataclass(slots=True)
 class _Write:
     collection: Collection
@@ -48,15 +65,13 @@ class _Write:
 
 
 class Store:
-    """The objects under one SQLite file. All methods belong to one event loop."""
+    """The objects under one SQLite file. All methods belong to one event loop.
+
+    Raises InvalidInputError where the file cannot be opened, or another process has it.
+    """
 
     def __init__(self, path: Path | str) -> None:
-        self._database = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-        self._database.execute("PRAGMA journal_mode = WAL")
-        self._database.execute("PRAGMA synchronous = FULL")
-        # No second process may write here: the memory would not know of it.
-        self._database.execute("PRAGMA locking_mode = EXCLUSIVE")
-        self._database.executescript(SCHEMA)
+        self._database = _connect(path)
         (self.revision,) = self._database.execute("SELECT max(newest) FROM revisions").fetchone()
         """The newest revision that readers see."""
         self._assigned: int = self.revision
@@ -70,7 +85,6 @@ class Store:
         """The collection `name`, read from disk when it is first asked for."""
         known = self._collections.get(name)
         if known is not None:
-            known.closed = False
             return known
         collection = Collection(name, tuple(fields))
         collection.load(self._read(collection), self._newest(name))
@@ -173,11 +187,15 @@ class Store:
             if not write.done.done():
                 write.done.set_exception(error)
 
+    def end_watches(self) -> None:
+        """Let every watch end now."""
+        for collection in self._collections.values():
+            collection.close()
+
     async def close(self) -> None:
         """Wait for what is being written, then let go of the file."""
         if self._committer is not None:
             await self._committer
-        for collection in self._collections.values():
-            collection.close()
+        self.end_watches()
         self._thread.shutdown()
         self._database.close()

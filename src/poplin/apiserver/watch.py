@@ -20,13 +20,15 @@ from poplin.apiserver.store import Store
 
 BOOKMARK_PERIOD_S: Final = 60.0
 LEAST_TIMEOUT_S: Final = 1800.0
+WRITE_GRACE_S: Final = 10.0
 EVENTS_A_WRITE: Final = 500
 INITIAL_EVENTS_END: Final = {"k8s.io/initial-events-end": "true"}
 
 
 async def serve_watch(call: Call, selection: Selection, form: Form, store: Store) -> web.StreamResponse:
     """Stream events until the client leaves, its timeout passes, or it falls behind the history."""
-    stream = _Stream(call, selection, form, store)
+    timeout_s = _timeout(call)
+    stream = _Stream(call, selection, form, store, timeout_s)
     initial, position = stream.start()
     response = web.StreamResponse(
         headers={"Content-Type": "application/json", "Cache-Control": "no-cache, private"}
@@ -34,10 +36,12 @@ async def serve_watch(call: Call, selection: Selection, form: Form, store: Store
     response.enable_chunked_encoding()
     await response.prepare(call.request)
     try:
-        await stream.run(response, initial, position)
+        # A client that stops reading holds the connection no longer than one that reads.
+        async with asyncio.timeout_at(asyncio.get_running_loop().time() + timeout_s + WRITE_GRACE_S):
+            await stream.run(response, initial, position)
     except GoneError:
         await response.write(_gone(call.query.get("resourceVersion", "")))
-    except ConnectionResetError:
+    except (ConnectionResetError, TimeoutError):
         pass
     return response
 
@@ -48,7 +52,7 @@ def _gone(revision: str) -> bytes:
 
 
 class _Stream:
-    def __init__(self, call: Call, selection: Selection, form: Form, store: Store) -> None:
+    def __init__(self, call: Call, selection: Selection, form: Form, store: Store, timeout_s: float) -> None:
         self._query = call.query
         self._bookmarks = call.flag("allowWatchBookmarks")
         self._selection = selection
@@ -63,7 +67,7 @@ class _Stream:
             and not form.resource.custom
         )
         self._headings = True
-        self._deadline = time.monotonic() + _timeout(call)
+        self._deadline = time.monotonic() + timeout_s
 
     @staticmethod
     def _wants_initial(call: Call) -> bool:

@@ -54,14 +54,19 @@ def bind(address: str) -> socket.socket:
         ) from error
 
 
+def describe(host: str, port: int) -> str:
+    """The URL for a local client of a socket bound to `host` and `port`."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    return f"https://{f'[{host}]' if ':' in host else host}:{port}"
+
+
 async def _run(settings: Settings, sockets: list[socket.socket]) -> None:
     stopped = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stopped.set)
     server = ApiServer(settings)
     async with server, serve(server, sockets):
-        host, port = sockets[0].getsockname()[:2]
-        url = f"https://{f'[{host}]' if ':' in host else host}:{port}"
+        url = describe(*sockets[0].getsockname()[:2])
         kubeconfig = settings.directory / "kubeconfig"
         server.write_kubeconfig(kubeconfig, url)
         typer.echo(f"serving {url}; export KUBECONFIG={kubeconfig}")

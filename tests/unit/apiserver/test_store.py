@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from poplin.apiserver.collection import Collection, Event, GoneError, make_entry
 from poplin.apiserver.status import StatusError
 from poplin.apiserver.store import StaleError, Store
+from poplin.model.errors import InvalidInputError
 
 
 def document(name: str, **more: object) -> dict:
@@ -100,7 +101,7 @@ async def test_listeners_hear_every_change_in_order(store):
 async def test_two_stores_cannot_share_a_file(tmp_path):
     store = Store(tmp_path / "objects.db")
     await store.write(store.open("/things"), ("", "a"), document("a"), None)
-    with pytest.raises(sqlite3.OperationalError):
+    with pytest.raises(InvalidInputError, match="locked"):
         Store(tmp_path / "objects.db")
     await store.close()
 
