@@ -42,7 +42,7 @@ class Node:
     enum: tuple[Any, ...] = ()
     pattern: "re.Pattern[str] | None" = None
     format: str = ""
-    bounds: tuple[tuple[str, Any], ...] = ()
+    bounds: Mapping[str, Any] = field(default_factory=dict)
     alternatives: tuple[tuple[str, tuple["Node", ...]], ...] = ()
     merge_key: str = ""
     merge: bool = False
@@ -50,6 +50,7 @@ class Node:
     list_type: str = ""
     map_keys: tuple[str, ...] = ()
     accepts: tuple[type, ...] = ()
+    checked: bool = False
 
 
 BOUNDS = (
@@ -96,8 +97,8 @@ class Compiler:
         node.embedded = bool(schema.get("x-kubernetes-embedded-resource"))
         node.enum = tuple(schema.get("enum") or ())
         node.pattern = re.compile(schema["pattern"]) if schema.get("pattern") else None
-        node.format = schema.get("format", "")
-        node.bounds = tuple((name, schema[name]) for name in BOUNDS if schema.get(name) is not None)
+        node.format = schema["format"] if schema.get("format") in FORMATS else ""
+        node.bounds = {name: schema[name] for name in BOUNDS if schema.get(name) is not None}
         strategies = schema.get("x-kubernetes-patch-strategy", "").split(",")
         node.merge = "merge" in strategies
         node.retain_keys = "retainKeys" in strategies
@@ -124,6 +125,7 @@ class Compiler:
                 for word in ("allOf", "anyOf", "oneOf")
                 if schema.get(word) and not any("type" in part for part in schema[word])
             )
+        node.checked = bool(node.enum or node.pattern or node.format or node.bounds or node.alternatives)
 
 
 def _types(schema: Mapping[str, Any]) -> tuple[str, ...]:
@@ -173,8 +175,8 @@ def admit(value: Any, node: Node, findings: Findings, path: Path = None) -> Any:
                 value[index] = admit(item, node.items, findings, (path, index))
         if node.list_type in {"set", "map"}:
             _check_unique(value, node, findings, path)
-    if node.enum or node.pattern or node.bounds or node.format or node.alternatives:
-        _check_value(value, node, findings, path)
+    if node.checked and not _conforms(value, node):
+        _explain(value, node, findings, path)
     return value
 
 
@@ -231,7 +233,21 @@ def _check_unique(value: list[Any], node: Node, findings: Findings, path: Path) 
         seen.add(shown)
 
 
-def _check_value(value: Any, node: Node, findings: Findings, path: Path) -> None:
+def _conforms(value: Any, node: Node) -> bool:
+    """Whether a value of the right type is fine: nearly always, so nothing is rendered for it."""
+    if node.enum and value not in node.enum:
+        return False
+    if isinstance(value, str):
+        if node.pattern and not node.pattern.search(value):
+            return False
+        if node.format and not FORMATS[node.format](value):
+            return False
+    if node.bounds and any(_broken_bounds(value, node.bounds)):
+        return False
+    return all(_satisfied(value, word, choices) for word, choices in node.alternatives)
+
+
+def _explain(value: Any, node: Node, findings: Findings, path: Path) -> None:
     where = render_path(path)
     shown = f'"{value}"' if isinstance(value, str) else str(value)
     if node.enum and value not in node.enum:
@@ -241,14 +257,13 @@ def _check_value(value: Any, node: Node, findings: Findings, path: Path) -> None
     if node.pattern and isinstance(value, str) and not node.pattern.search(value):
         message = f"Invalid value: {shown}: {where} in body should match '{node.pattern.pattern}'"
         findings.faults.append(Cause(where, message))
-    if node.format and isinstance(value, str) and (check := FORMATS.get(node.format)) and not check(value):
+    if node.format and isinstance(value, str) and not FORMATS[node.format](value):
         message = f"Invalid value: {shown}: {where} in body must be of type {node.format}: {shown}"
         findings.mistyped.append(Cause(where, message))
-    bounds = dict(node.bounds)
-    if broken := list(_broken_bounds(value, bounds)):
-        if not node.structural and {"minimum", "maximum"} <= bounds.keys():
+    if broken := list(_broken_bounds(value, node.bounds)):
+        if not node.structural and {"minimum", "maximum"} <= node.bounds.keys():
             # How the built-in types say it.
-            broken = [f"must be between {bounds['minimum']} and {bounds['maximum']}, inclusive"]
+            broken = [f"must be between {node.bounds['minimum']} and {node.bounds['maximum']}, inclusive"]
         elif not node.structural:
             broken = [rule.replace("should be", "must be") for rule in broken]
         subject = f"{where} in body " if node.structural else ""
