@@ -1,0 +1,1 @@
+"""The lab's controllers and scheduler: what turns Deployments into Pods on Nodes."""

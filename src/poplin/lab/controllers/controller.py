@@ -1,0 +1,45 @@
+"""A controller as a value: what it reads, whom a change concerns, and what it decides."""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Final
+
+from poplin.datastore.resource import Resource
+from poplin.lab.controllers.object import PODS, Key, Object
+from poplin.lab.controllers.store import Index, Store, owner_uid
+from poplin.lab.controllers.write import Outcome
+
+Cluster = Mapping[Resource[Object], Store]
+"""Everything that is known, by resource."""
+
+THE_CLUSTER: Final[Key] = ("", "")
+"""The key of controllers that decide about the whole cluster at once."""
+
+INDEXES: Final[Mapping[str, Index]] = {
+    "owner": owner_uid,
+    "orphan": lambda one: None if owner_uid(one) else one.namespace,
+    "namespace": lambda one: one.namespace,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Controller:
+    """One row of the table of controllers.
+
+    `affected` names the keys to decide about when an object has come, changed or gone; `decide` is a pure
+    function of the cluster, a key and the time. It is not called before all of `reads` are in sync.
+    """
+
+    name: str
+    reads: tuple[Resource[Object], ...]
+    affected: Callable[[Cluster, Resource[Object], Object], Iterable[Key]]
+    decide: Callable[[Cluster, Key, datetime], Outcome]
+
+
+def make_store(resource: Resource[Object]) -> Store:
+    """An empty store with the indexes that controllers use on `resource`."""
+    indexes = dict(INDEXES)
+    if resource is PODS:
+        indexes["node"] = lambda pod: pod.spec.get("nodeName", "")
+    return Store(indexes)
