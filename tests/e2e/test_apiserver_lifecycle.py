@@ -102,6 +102,11 @@ async def test_a_namespace_goes_with_all_it_holds(client: Client):
     assert (await client.get("/api/v1/configmaps", fieldSelector="metadata.namespace=team"))[1]["items"] == []
 
 
+async def test_some_namespaces_stay(client: Client):
+    code, status = await client.delete("/api/v1/namespaces/default")
+    assert (code, status["reason"]) == (403, "Forbidden")
+
+
 async def test_a_finalizer_holds_an_object(client: Client):
     body = {**config_map("a"), "metadata": {"name": "a", "finalizers": ["example.org/hold"]}}
     await client.create(MAPS, body)
@@ -221,6 +226,9 @@ async def test_every_version_shows_the_same_objects(client: Client):
         assert (await watch.next())[1]["apiVersion"] == "example.org/v1beta1"
     _, body = await client.get(f"{WIDGETS}/a")
     assert (body["apiVersion"], body["spec"]["size"]) == ("example.org/v1", 2)
+    # Writing back what another version shows changes nothing.
+    _, same = await client.get(f"{older}/a")
+    assert (await client.update(f"{older}/a", same))[1]["metadata"] == body["metadata"]
 
 
 async def test_a_definition_goes_with_its_objects(client: Client):

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final
 
 from poplin.apiserver.collection import Object
+from poplin.apiserver.resource import Resource
 
 
 def derive(group: str, kind: str, document: Object) -> None:
@@ -197,6 +198,33 @@ def carry(group: str, kind: str, new: Object, old: Object) -> None:
         number = given.get((port.get("port"), port.get("protocol")))
         if number and not port.get("nodePort"):
             port["nodePort"] = number
+
+
+def reset_status(resource: Resource, document: Object) -> None:
+    """A new object has no status of its client's, but for a Node's: the kubelet registers with one."""
+    kind = (resource.group, resource.kind)
+    if resource.status and kind != ("", "Node"):
+        document.pop("status", None)
+    if kind == ("", "Pod"):
+        document["status"] = {"phase": "Pending", "qosClass": _quality(document.get("spec") or {})}
+    elif kind == ("", "Namespace"):
+        document["status"] = {"phase": "Active"}
+    elif kind == ("", "Service"):
+        document["status"] = {"loadBalancer": {}}
+    elif resource.status and not resource.custom:
+        document.setdefault("status", {})
+
+
+def _quality(spec: Object) -> str:
+    """A pod's quality of service class, from its containers' resources."""
+    resources = [container.get("resources") or {} for container in spec.get("containers") or ()]
+    if not any(one.get("requests") or one.get("limits") for one in resources):
+        return "BestEffort"
+    for one in resources:
+        limits, requests = one.get("limits") or {}, one.get("requests") or {}
+        if not {"cpu", "memory"} <= limits.keys() or {**limits, **requests} != limits:
+            return "Burstable"
+    return "Guaranteed"
 
 
 def _claim(document: Object) -> None:

@@ -12,7 +12,8 @@ from typing import Final
 
 from poplin.apiserver.collection import Collection, Entry, Event, Key, Object
 from poplin.apiserver.customresource import DEFINITIONS, CustomResources
-from poplin.apiserver.lifecycle import FOREGROUND, NAMESPACES, ORPHAN, DeleteOptions, Lifecycle, Options
+from poplin.apiserver.deletion import FOREGROUND, ORPHAN, DeleteOptions
+from poplin.apiserver.lifecycle import NAMESPACES, Lifecycle, Options
 from poplin.apiserver.resource import Resource
 from poplin.apiserver.status import StatusError
 

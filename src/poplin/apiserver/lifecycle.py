@@ -10,24 +10,24 @@ import secrets
 import uuid
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 import msgspec
 
 from poplin.apiserver import rules, status
+from poplin.apiserver.admission import Findings, admit
 from poplin.apiserver.collection import Collection, Entry, Key, Object, make_entry
-from poplin.apiserver.defaults import carry, derive
+from poplin.apiserver.defaults import carry, derive, reset_status
+from poplin.apiserver.deletion import DeleteOptions, check_preconditions, is_finished, mark_deleted, timestamp
 from poplin.apiserver.resource import Registry, Resource
-from poplin.apiserver.schema import Findings, admit
 from poplin.apiserver.status import Cause, StatusError
 from poplin.apiserver.store import StaleError, Store
 from poplin.apiserver.syntax import check_metadata
 
-ORPHAN: Final = "orphan"
-FOREGROUND: Final = "foregroundDeletion"
 SUFFIX_ALPHABET: Final = "bcdfghjklmnpqrstvwxz2456789"
 NAMESPACES: Final = "/namespaces"
+
+
 Change = Callable[[Object], Object]
 
 
@@ -43,16 +43,6 @@ class Options:
 
 Hook = Callable[[Resource, Object, Object | None, Options], None]
 """Called with every object about to be stored, and its old version: may change it, warn, or raise StatusError."""
-
-
-@dataclass(frozen=True, slots=True)
-class DeleteOptions:
-    """None is the type's default. `policy` is Background, Foreground or Orphan."""
-
-    grace_period_s: int | None = None
-    policy: str | None = None
-    uid: str | None = None
-    revision: str | None = None
 
 
 class Lifecycle:
@@ -94,7 +84,7 @@ class Lifecycle:
             metadata["generation"] = 1
         if resource.namespaced:
             self._check_namespace_lives(resource, namespace, metadata.get("name", ""))
-        _reset_status(resource, document)
+        reset_status(resource, document)
         collection = self.collection(resource)
         for attempt in range(8):
             draft = copy.deepcopy(document) if generated else document
@@ -125,12 +115,13 @@ class Lifecycle:
             if old is None:
                 raise status.not_found(resource.plural, resource.group, key[1])
             before = old.decode()
+            options.warnings.clear()
             document = change(resource.present(old.decode()))
             after = self._merge_update(resource, before, document, options, part)
             if after == before or options.dry_run:
                 return old if after == before else _unsaved(collection, key, after)
             try:
-                if _is_finished(resource, after):
+                if is_finished(resource, after):
                     return await self.store.delete(collection, after, old)
                 return await self.store.write(collection, key, after, old)
             except StaleError:
@@ -139,6 +130,7 @@ class Lifecycle:
     def _merge_update(
         self, resource: Resource, before: Object, document: Object, options: Options, part: str
     ) -> Object:
+        """The whole object after an update: what the client may change from `document`, the rest from `before`."""
         old = before["metadata"]
         name = old["name"]
         given = document.get("metadata") or {}
@@ -164,33 +156,9 @@ class Lifecycle:
             after.pop("status", None)
             if "status" in before:
                 after["status"] = before["status"]
+        after["apiVersion"] = before["apiVersion"]
         metadata = after["metadata"]
-        for key in (
-            "uid",
-            "creationTimestamp",
-            "deletionTimestamp",
-            "deletionGracePeriodSeconds",
-            "generateName",
-        ):
-            metadata.pop(key, None)
-            if key in old:
-                metadata[key] = old[key]
-        for key in ("name", "namespace", "resourceVersion", "generation"):
-            if key in old:
-                metadata[key] = old[key]
-        metadata.pop("managedFields", None)
-        metadata.pop("selfLink", None)
-        for key in ("labels", "annotations", "finalizers", "ownerReferences"):
-            if key in metadata and not metadata[key]:
-                del metadata[key]
-        if "deletionTimestamp" in old:
-            added = set(metadata.get("finalizers", ())) - set(old.get("finalizers", ()))
-            if added:
-                message = (
-                    f"Forbidden: no new finalizers can be added if the object is being deleted, found {added}"
-                )
-                cause = Cause("metadata.finalizers", message, "FieldValueForbidden")
-                raise status.invalid(resource.kind, resource.group, name, [cause])
+        _keep_metadata(resource, metadata, old)
         if resource.kind == "Namespace" and part != "finalize":
             after["spec"] = before.get("spec", {})
         if part != "status":
@@ -212,13 +180,13 @@ class Lifecycle:
             old = collection.head(key)
             if old is None:
                 raise status.not_found(resource.plural, resource.group, key[1])
-            _check_preconditions(resource, old, options)
+            check_preconditions(resource, old, options)
             before = old.decode()
-            after = _mark_deleted(resource, before, options)
+            after = mark_deleted(resource, before, options)
             if dry_run or after == before:
                 return old
             try:
-                if _is_finished(resource, after):
+                if is_finished(resource, after):
                     return await self.store.delete(collection, after, old)
                 return await self.store.write(collection, key, after, old)
             except StaleError:
@@ -297,9 +265,26 @@ class Lifecycle:
             raise status.forbidden(resource.plural, resource.group, name, why, [cause])
 
 
-def timestamp(after_s: float = 0) -> str:
-    """Now, or some seconds later, as metav1.Time is written."""
-    return (datetime.now(UTC) + timedelta(seconds=after_s)).strftime("%Y-%m-%dT%H:%M:%SZ")
+KEPT: Final = (
+    "name", "namespace", "generateName", "uid", "creationTimestamp", "deletionTimestamp",
+    "deletionGracePeriodSeconds", "resourceVersion", "generation", "managedFields", "selfLink",
+)  # fmt: skip
+"""What of the metadata is the server's: an update leaves it as it was."""
+
+
+def _keep_metadata(resource: Resource, metadata: Object, old: Object) -> None:
+    for key in KEPT:
+        metadata.pop(key, None)
+        if key in old:
+            metadata[key] = old[key]
+    for key in ("labels", "annotations", "finalizers", "ownerReferences"):
+        if key in metadata and not metadata[key]:
+            del metadata[key]
+    added = sorted(set(metadata.get("finalizers", ())) - set(old.get("finalizers", ())))
+    if "deletionTimestamp" in old and added:
+        message = f"Forbidden: no new finalizers can be added if the object is being deleted, found {added}"
+        cause = Cause("metadata.finalizers", message, "FieldValueForbidden")
+        raise status.invalid(resource.kind, resource.group, old["name"], [cause])
 
 
 def _desired(document: Object) -> Any:
@@ -334,91 +319,3 @@ def _check_namespace(resource: Resource, metadata: Object, namespace: str) -> No
         raise status.bad_request(message)
     else:
         metadata["namespace"] = namespace
-
-
-def _reset_status(resource: Resource, document: Object) -> None:
-    """A new object has no status of its client's, but for a Node's: the kubelet registers with one."""
-    kind = (resource.group, resource.kind)
-    if resource.status and kind != ("", "Node"):
-        document.pop("status", None)
-    if kind == ("", "Pod"):
-        document["status"] = {"phase": "Pending", "qosClass": _quality(document.get("spec") or {})}
-    elif kind == ("", "Namespace"):
-        document["status"] = {"phase": "Active"}
-    elif kind == ("", "Service"):
-        document["status"] = {"loadBalancer": {}}
-    elif resource.status and not resource.custom:
-        document.setdefault("status", {})
-
-
-def _quality(spec: Object) -> str:
-    """A pod's quality of service class, from its containers' resources."""
-    resources = [container.get("resources") or {} for container in spec.get("containers") or ()]
-    if not any(one.get("requests") or one.get("limits") for one in resources):
-        return "BestEffort"
-    for one in resources:
-        limits, requests = one.get("limits") or {}, one.get("requests") or {}
-        if not {"cpu", "memory"} <= limits.keys() or {**limits, **requests} != limits:
-            return "Burstable"
-    return "Guaranteed"
-
-
-def _check_preconditions(resource: Resource, entry: Entry, options: DeleteOptions) -> None:
-    for what, wanted, actual in (
-        ("UID", options.uid, entry.uid),
-        ("ResourceVersion", options.revision, str(entry.revision)),
-    ):
-        if wanted and wanted != actual:
-            why = f"Precondition failed: {what} in precondition: {wanted}, {what} in object meta: {actual}"
-            raise status.conflict(resource.plural, resource.group, entry.key[1], why)
-
-
-def _mark_deleted(resource: Resource, before: Object, options: DeleteOptions) -> Object:
-    """The object with a deletion timestamp, the finalizers of the policy, and the grace period it gets."""
-    metadata = dict(before["metadata"])
-    after = {**before, "metadata": metadata}
-    finalizers = [
-        name
-        for name in metadata.get("finalizers", ())
-        if options.policy is None or name not in {ORPHAN, FOREGROUND}
-    ]
-    wanted = {"Orphan": ORPHAN, "Foreground": FOREGROUND}.get(options.policy or "")
-    if wanted and wanted not in finalizers:
-        finalizers.append(wanted)
-    metadata.pop("finalizers", None)
-    if finalizers:
-        metadata["finalizers"] = finalizers
-    grace_s = _grace_period(resource, before, options)
-    previous = metadata.get("deletionGracePeriodSeconds")
-    if "deletionTimestamp" not in metadata or (previous is not None and grace_s < previous):
-        metadata["deletionTimestamp"] = timestamp(grace_s)
-        metadata["deletionGracePeriodSeconds"] = grace_s
-        if resource.generation and "generation" in metadata and previous is None:
-            metadata["generation"] += 1
-    if (resource.group, resource.kind) == ("", "Namespace"):
-        after["status"] = {**before.get("status", {}), "phase": "Terminating"}
-    return after
-
-
-def _grace_period(resource: Resource, document: Object, options: DeleteOptions) -> int:
-    """Seconds; only pods that a node runs have any."""
-    spec = document.get("spec") or {}
-    if (resource.group, resource.kind) != ("", "Pod") or not spec.get("nodeName"):
-        return 0
-    if (document.get("status") or {}).get("phase") in {"Succeeded", "Failed"}:
-        return 0
-    if options.grace_period_s is not None:
-        return max(0, options.grace_period_s)
-    return int(spec.get("terminationGracePeriodSeconds", 30))
-
-
-def _is_finished(resource: Resource, document: Object) -> bool:
-    """Whether nothing holds an object that is being deleted any more."""
-    metadata = document["metadata"]
-    if "deletionTimestamp" not in metadata or metadata.get("finalizers"):
-        return False
-    if (resource.group, resource.kind) == ("", "Namespace") and (document.get("spec") or {}).get(
-        "finalizers"
-    ):
-        return False
-    return not metadata.get("deletionGracePeriodSeconds")

@@ -12,7 +12,8 @@ from aiohttp import web
 from poplin.apiserver import protobuf, status
 from poplin.apiserver.authentication import User
 from poplin.apiserver.collection import Collection, Entry, Object
-from poplin.apiserver.lifecycle import DeleteOptions, Options
+from poplin.apiserver.deletion import DeleteOptions
+from poplin.apiserver.lifecycle import Options
 from poplin.apiserver.resource import Resource
 from poplin.apiserver.selector import Selector, SelectorError, parse_fields, parse_labels
 

@@ -14,7 +14,7 @@ from typing import Any, Final
 import msgspec
 from aiohttp import web
 
-from poplin.apiserver import patch, status
+from poplin.apiserver import jsonpatch, patch, status
 from poplin.apiserver.collection import Entry, Key, Object
 from poplin.apiserver.form import PIECE_BYTES, Form, choose_form
 from poplin.apiserver.lifecycle import Lifecycle, Options
@@ -228,7 +228,7 @@ def prepare_patch(content_type: str, body: Any, resource: Resource) -> Callable[
     def change(document: Object) -> Object:
         try:
             if content_type == JSON_PATCH:
-                result = patch.apply_json(document, body)
+                result = jsonpatch.apply_json(document, body)
             elif content_type == MERGE_PATCH:
                 result = patch.apply_merge(document, body)
             else:

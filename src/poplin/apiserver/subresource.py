@@ -11,13 +11,14 @@ from aiohttp import web
 
 from poplin.apiserver import status
 from poplin.apiserver.authentication import TokenIssuer
+from poplin.apiserver.cells import format_selector
 from poplin.apiserver.collection import Object
-from poplin.apiserver.lifecycle import DeleteOptions, Lifecycle
+from poplin.apiserver.deletion import DeleteOptions
+from poplin.apiserver.lifecycle import Lifecycle
+from poplin.apiserver.podrules import selects
 from poplin.apiserver.request import Call
 from poplin.apiserver.resource import Resource, Scale, lookup
 from poplin.apiserver.rest import Rest, prepare_patch, respond
-from poplin.apiserver.rules import selects
-from poplin.apiserver.table import format_selector
 
 Handler = Callable[[Call], Awaitable[web.StreamResponse]]
 LEAST_TOKEN_LIFETIME_S = 600

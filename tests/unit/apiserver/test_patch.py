@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from poplin.apiserver.patch import PatchError, apply_json, apply_merge, apply_strategic
+from poplin.apiserver.jsonpatch import apply_json
+from poplin.apiserver.patch import PatchError, apply_merge, apply_strategic
 from poplin.apiserver.resource import builtin_compiler
 
 POD_SPEC = builtin_compiler().definition("io.k8s.api.core.v1.PodSpec")

@@ -3,7 +3,8 @@ import copy
 import pytest
 
 from poplin.apiserver.defaults import derive
-from poplin.apiserver.rules import selects, validate
+from poplin.apiserver.podrules import selects
+from poplin.apiserver.rules import validate
 from poplin.apiserver.syntax import check, check_labels, check_metadata, check_qualified
 
 NETWORK = "networking.k8s.io"

@@ -1,8 +1,8 @@
 import pytest
 
+from poplin.apiserver.admission import Findings, admit, render_path
 from poplin.apiserver.customresource import compile_schema
 from poplin.apiserver.resource import builtin_compiler, builtin_resources, builtin_schemas
-from poplin.apiserver.schema import Findings, admit, render_path
 
 
 def check(schema: dict, value: object) -> tuple[object, Findings]:

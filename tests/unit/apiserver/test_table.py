@@ -2,8 +2,9 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from poplin.apiserver.cells import CELLS, format_age, format_duration, format_selector
 from poplin.apiserver.resource import builtin_resources, version_order
-from poplin.apiserver.table import CELLS, evaluate, format_age, format_duration, format_selector, make_row
+from poplin.apiserver.table import evaluate, make_row
 
 
 @pytest.mark.parametrize(
