@@ -61,11 +61,13 @@ async def test_kill_9_loses_no_acknowledged_write(tmp_path: Path, seed: int):
                 step += 1
 
         writers = [asyncio.create_task(write(index)) for index in range(16)]
-        await asyncio.sleep(random.Random(seed).uniform(0.3, 0.6))
+        wanted = random.Random(seed).randrange(200, 600)
+        async with asyncio.timeout(60):
+            while count_steps(acknowledged) < wanted:  # noqa: ASYNC110  - counted by another task
+                await asyncio.sleep(0.001)
         os.kill(process.pid, signal.SIGKILL)
         await process.wait()
         await asyncio.gather(*writers, return_exceptions=True)
-    assert sum(int(one["data"]["step"]) for one in acknowledged.values()) > 16
     async with running(tmp_path / "data") as (_, client):
         for name, answered in acknowledged.items():
             code, found = await client.get(f"{MAPS}/{name}")
@@ -74,6 +76,10 @@ async def test_kill_9_loses_no_acknowledged_write(tmp_path: Path, seed: int):
             if found != answered:
                 assert found["data"]["step"] == attempted[name]
                 assert int(attempted[name]) == int(answered["data"]["step"]) + 1
+
+
+def count_steps(acknowledged: dict[str, dict]) -> int:
+    return sum(int(one["data"]["step"]) for one in acknowledged.values())
 
 
 async def until_ready(session: aiohttp.ClientSession, url: str) -> None:

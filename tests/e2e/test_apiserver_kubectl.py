@@ -1,9 +1,11 @@
 """kubectl itself, unmodified, against the server."""
 
 import asyncio
+import contextlib
 import os
 import shutil
 import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 import pytest
@@ -82,6 +84,23 @@ class Kubectl:
         async with asyncio.timeout(30):
             output, _ = await process.communicate(stdin.encode())
         return process.returncode or 0, output.decode()
+
+    @contextlib.asynccontextmanager
+    async def watching(self, *arguments: str) -> AsyncIterator[Callable[[], Awaitable[str]]]:
+        """A kubectl that goes on; yields what reads its next line."""
+        process = await asyncio.create_subprocess_exec(
+            "kubectl", *arguments, stdout=asyncio.subprocess.PIPE, env=self._environment
+        )
+
+        async def line() -> str:
+            async with asyncio.timeout(20):
+                return (await process.stdout.readline()).decode()
+
+        try:
+            yield line
+        finally:
+            process.kill()
+            await process.wait()
 
     async def __call__(self, command: str, *more: str, stdin: str = "") -> str:
         code, output = await self.try_(*command.split(), *more, stdin=stdin)
@@ -192,17 +211,13 @@ async def test_a_custom_resource_has_columns_and_an_explanation(kubectl: Kubectl
 async def test_waiting_and_watching_see_changes(kubectl: Kubectl):
     await kubectl("run web --image=nginx")
     waiting = asyncio.create_task(kubectl("wait --for=condition=Ready pod/web --timeout=20s"))
-    watching = asyncio.create_task(kubectl.try_("get", "pods", "-w", "--request-timeout=3s"))
-    await asyncio.sleep(0.3)
-    ready = '{"status":{"phase":"Running","conditions":[{"type":"Ready","status":"True"}]}}'
-    await kubectl("patch pod web --subresource=status -p", ready)
+    async with kubectl.watching("get", "pods", "--watch", "--no-headers") as lines:
+        assert (await lines()).split()[2] == "Pending"
+        ready = '{"status":{"phase":"Running","conditions":[{"type":"Ready","status":"True"}]}}'
+        await kubectl("patch pod web --subresource=status -p", ready)
+        assert (await lines()).split()[2] == "Running"
     assert "condition met" in await waiting
     await kubectl("delete pod web")
-    _, output = await watching
-    assert [line.split()[2] for line in output.splitlines() if line.startswith("web")][:2] == [
-        "Pending",
-        "Running",
-    ]
 
 
 async def test_a_namespace_is_deleted_with_what_it_holds(kubectl: Kubectl):

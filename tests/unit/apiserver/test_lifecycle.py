@@ -65,7 +65,7 @@ REGISTRY = Registry()
 STORED = {resource.definition: resource for resource in REGISTRY.stored()}
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(st.data())
 def test_any_object_of_any_type_is_stored_or_refused(data):
     resource = STORED[data.draw(st.sampled_from(sorted(STORED)))]
