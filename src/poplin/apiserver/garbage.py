@@ -13,6 +13,7 @@ from typing import Final
 from poplin.apiserver.collection import Collection, Entry, Event, Key, Object
 from poplin.apiserver.customresource import DEFINITIONS, CustomResources
 from poplin.apiserver.deletion import FOREGROUND, ORPHAN, DeleteOptions
+from poplin.apiserver.expiry import sweep_events
 from poplin.apiserver.lifecycle import NAMESPACES, Lifecycle, Options
 from poplin.apiserver.resource import Resource
 from poplin.apiserver.status import StatusError
@@ -39,7 +40,7 @@ class Janitor:
         self._dependents: dict[str, set[Subject]] = {}
         self._queue: asyncio.Queue[Subject] = asyncio.Queue()
         self._queued: set[Subject] = set()
-        self._task: asyncio.Task[None] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
 
     def start(self) -> None:
         """Take in what is stored, then work until `stop`."""
@@ -52,13 +53,16 @@ class Janitor:
             for entry in collection.slice(None):
                 self._notice((collection.name, entry.key), entry)
         self._lifecycle.store.listen(self._observe)
-        self._task = asyncio.create_task(self._work(), name="janitor")
+        self._tasks = [
+            asyncio.create_task(self._work(), name="janitor"),
+            asyncio.create_task(sweep_events(self._lifecycle), name="event-expiry"),
+        ]
 
     async def stop(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
+        for task in self._tasks:
+            task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
-                await self._task
+                await task
 
     def _observe(self, collection: Collection, event: Event) -> None:
         subject = (collection.name, event.entry.key)
