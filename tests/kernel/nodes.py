@@ -15,6 +15,7 @@ import json
 import os
 import re
 import secrets
+import signal
 import socket
 import struct
 import subprocess
@@ -159,6 +160,16 @@ class Node(Host):
         with (self.directory / "log").open("ab") as log:
             self.process = subprocess.Popen(self.command(*options), stderr=log, stdout=log)
 
+    @contextmanager
+    def stopped(self) -> Iterator[None]:
+        """Hold the agent's process still."""
+        assert self.process is not None
+        self.process.send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self.process.send_signal(signal.SIGCONT)
+
     def kill(self) -> None:
         """End the agent as a crash would."""
         if self.process is not None:
@@ -203,21 +214,24 @@ class Node(Host):
 
         return self._wait(ready, "the node is ready")
 
-    def wait_condition(self, name: str, *, ok: bool) -> str:
-        """Wait until a condition of the report is as given, and give its reason."""
+    def wait_condition(self, name: str, *words: str, ok: bool) -> str:
+        """Wait until a condition of the report is as given with all the words in its reason; the reason."""
 
         def found(report: dict[str, Any]) -> bool:
-            return any((c["name"], c["ok"]) == (name, ok) for c in report.get("conditions", ()))
+            return any(
+                (c["name"], c["ok"]) == (name, ok) and all(word in c["reason"] for word in words)
+                for c in report.get("conditions", ())
+            )
 
-        report = self._wait(found, f"{name} is {ok}")
+        report = self._wait(found, f"{name} is {ok}, with {words}")
         return next(c["reason"] for c in report["conditions"] if c["name"] == name)
 
     def _wait(self, good: Callable[[dict[str, Any]], bool], what: str) -> dict[str, Any]:
         deadline = time.monotonic() + WAIT_S
         while not good(report := self.status()):
             ended = self.process.poll() if self.process else "not started"
-            assert ended is None, f"{self.node_name}: the agent ended ({ended})\n{self.log[-4000:]}"
-            assert time.monotonic() < deadline, f"{self.node_name}: {what}: {report}\n{self.log[-4000:]}"
+            assert ended is None, f"{self.node_name}: the agent ended ({ended})\n{self.log[-500:]}"
+            assert time.monotonic() < deadline, f"{self.node_name}: {what}: {report}\n{self.log[-500:]}"
             time.sleep(0.02)
         return report
 
@@ -307,10 +321,15 @@ class Node(Host):
         pod.addresses.update({one.version: str(one.ip) for one in found})
 
     def remove_pod(self, pod: Pod) -> None:
-        """Detach a pod, and its namespace with it."""
+        """Detach a pod, and its namespace with it; its links go a moment after the answer."""
         answer = self.cni("DEL", pod)
         assert (answer.status, answer.output) == (0, "")
         self.drop(pod)
+        if pod.result:
+            wait_for(lambda: pod.host_link not in self.links(), f"the kernel destroys {pod.host_link}")
+
+    def links(self) -> set[str]:
+        return {link["ifname"] for link in self.ip("link", "show")}
 
     def drop(self, pod: Pod) -> None:
         while pod.sockets:

@@ -1,6 +1,5 @@
 """Whatever is done to a node's kernel state under the agent: it comes back, and others' things stay."""
 
-import signal
 import time
 
 import pytest
@@ -149,12 +148,9 @@ def test_what_is_damaged_comes_back(two, damage):
     node.quiet()
     before, in_pod_before, mended_before = kernel_state(node), kernel_state(pod), mendings(node)
     # Stopped, so that it cannot mend one half of the damage before the other is done.
-    node.process.send_signal(signal.SIGSTOP)
-    try:
+    with node.stopped():
         damage(node, pod)
         assert (kernel_state(node), kernel_state(pod)) != (before, in_pod_before)
-    finally:
-        node.process.send_signal(signal.SIGCONT)
     wait_for(lambda: mendings(node) > mended_before, "the agent mends", BACK_S)
     deadline = time.monotonic() + BACK_S
     while (now := (kernel_state(node), kernel_state(pod))) != (before, in_pod_before):

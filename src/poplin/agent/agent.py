@@ -93,6 +93,7 @@ class Agent:
     def report(self) -> Report:
         """Give the agent's state as it is now."""
         outcome = self._outcome
+        unreadable = (str(error) for error in self._nodes.rejected.values())
         failed = outcome.failures[0] if outcome.failures else None
         return Report(
             node=self._config.node_name,
@@ -108,7 +109,7 @@ class Agent:
             pods=len(self._registry),
             passes=self._loop.passes,
             changes=outcome.changes,
-            problems=tuple(sorted(self._told)),
+            problems=tuple(sorted(self._told.union(unreadable))),
         )
 
     def _serving_network(self) -> Network:
@@ -125,8 +126,10 @@ class Agent:
         if not nodes.filled and nodes.not_in_sync is not None:
             return Inputs(nodes.not_in_sync)
         if own is None:
+            unreadable = nodes.rejected.get(("", self._config.node_name))
             return Inputs(
-                TemporaryError(
+                unreadable
+                or TemporaryError(
                     "is not among the cluster's nodes",
                     where=f"node {self._config.node_name}",
                     remedy="check --node-name, and that the node has joined the cluster",

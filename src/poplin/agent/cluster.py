@@ -46,10 +46,11 @@ class View(Generic[T]):
                 log.error("object cannot be read", extra={"error": str(error)})
                 key = (error.namespace, error.name)
                 self.rejected[key] = error
-                return self.objects.pop(key, None) is not None
+                self.objects.pop(key, None)
+                return True
             case Deleted(namespace, name):
-                self.rejected.pop((namespace, name), None)
-                return self.objects.pop((namespace, name), None) is not None
+                was_rejected = self.rejected.pop((namespace, name), None) is not None
+                return self.objects.pop((namespace, name), None) is not None or was_rejected
             case Unavailable(error):
                 if self.not_in_sync is None or str(self.not_in_sync) != str(error):
                     log.warning("watch out of sync", extra={"watch": self.what, "error": str(error)})
@@ -62,9 +63,15 @@ class View(Generic[T]):
 
     def _replace(self, objects: tuple[T, ...], rejected: tuple[InvalidObjectError, ...]) -> bool:
         fresh = {(thing.namespace, thing.name): thing for thing in objects}
-        changed = fresh != self.objects or not self.filled or self.not_in_sync is not None
+        refused = {(error.namespace, error.name): error for error in rejected}
+        changed = (
+            fresh != self.objects
+            or refused.keys() != self.rejected.keys()
+            or not self.filled
+            or self.not_in_sync is not None
+        )
         self.objects = fresh
-        self.rejected = {(error.namespace, error.name): error for error in rejected}
+        self.rejected = refused
         for error in rejected:
             log.error("object cannot be read", extra={"error": str(error)})
         if self.not_in_sync is not None:

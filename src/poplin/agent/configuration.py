@@ -31,6 +31,7 @@ class Configuration:
     def __init__(self, changed: Callable[[], None]) -> None:
         self._changed = changed
         self._text: str | None = None
+        self._away = False  # no text was there when it was last looked for
         self.conf: NetConf | None = None
         self.problem: PoplinError | None = TemporaryError("the network configuration is not read yet")
 
@@ -41,7 +42,7 @@ class Configuration:
                 self._take(path.read_text(), str(path))
             except (OSError, UnicodeDecodeError) as error:
                 reason = getattr(error, "strerror", None) or str(error)
-                self._refuse(
+                self._miss(
                     InvalidInputError(
                         f"cannot read: {reason}",
                         where=str(path),
@@ -62,19 +63,19 @@ class Configuration:
                 if found is not None and NET_CONF_KEY in found.data:
                     self._take(found.data[NET_CONF_KEY], f"{where}: {NET_CONF_KEY}")
                 elif view.not_in_sync is not None:
-                    self._refuse(view.not_in_sync)
+                    self._miss(view.not_in_sync)
                 else:
                     what = f"has no {NET_CONF_KEY}" if found else "does not exist"
-                    self._refuse(
+                    self._miss(
                         TemporaryError(
                             what, where=where, remedy="apply the manifest that `poplin manifest` prints"
                         )
                     )
 
     def _take(self, text: str, where: str) -> None:
-        if text == self._text:
+        if text == self._text and not self._away:
             return
-        self._text = text
+        self._text, self._away = text, False
         try:
             conf = parse_netconf(text, where)
         except InvalidInputError as error:
@@ -83,6 +84,10 @@ class Configuration:
         log.info("network configuration read", extra={"from": where, "backend": conf.backend.type})
         self.conf, self.problem = conf, None
         self._changed()
+
+    def _miss(self, error: PoplinError) -> None:
+        self._away = True
+        self._refuse(error)
 
     def _refuse(self, error: PoplinError) -> None:
         if str(error) != str(self.problem):

@@ -6,11 +6,14 @@ where it does not); /status is the report as JSON; POST /audit has the kernel co
 
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Final
 
 from aiohttp import web
 
 from poplin.agent.report import Report, encode_report
 from poplin.model.errors import InvalidInputError, PoplinError
+
+MAX_PORT: Final = 65535
 
 
 class Endpoints:
@@ -45,7 +48,7 @@ class Endpoints:
         if not address:
             return
         host, _, port = address.rpartition(":")
-        if not port.isdecimal():
+        if not port.isdecimal() or int(port) > MAX_PORT:
             raise InvalidInputError(
                 f"{address!r} is not host:port", where="--health-address", remedy="write 127.0.0.1:9099"
             )

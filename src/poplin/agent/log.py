@@ -6,6 +6,8 @@ import sys
 import time
 from typing import Final
 
+from poplin.model.errors import InvalidInputError
+
 _STANDARD: Final = frozenset(logging.LogRecord("", 0, "", 0, "", (), None).__dict__) | {
     "message",
     "asctime",
@@ -31,8 +33,15 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(line, default=str, separators=(",", ":"))
 
 
+LEVELS: Final = ("debug", "info", "warning", "error")
+
+
 def configure(level: str = "info") -> None:
-    """Send all logs of level `level` and above to standard error."""
+    """Send all logs of level `level` and above to standard error. Raises InvalidInputError."""
+    if level.lower() not in LEVELS:
+        raise InvalidInputError(
+            f"{level!r} is not a level", where="--log-level", remedy=f"use one of: {', '.join(LEVELS)}"
+        )
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)

@@ -12,7 +12,7 @@ from poplin.compile.pod import compile_pod
 from poplin.datastore.attachments import AttachmentStore, Key
 from poplin.ipam.pool import NodePool
 from poplin.model.attachment import Attachment, AttachmentState
-from poplin.model.errors import InvalidInputError, TemporaryError
+from poplin.model.errors import PoplinError, TemporaryError
 from poplin.model.kernel import IPAddress, IPNetwork, Link
 from poplin.model.state import NetworkState
 from poplin.plan.network import plan_network
@@ -84,11 +84,11 @@ class Registry:
     def reserve(self, draft: Attachment, requested: Sequence[IPAddress]) -> Attachment:
         """Give the draft its addresses and store it as ADDING.
 
-        Raises InvalidInputError where the attachment stands already, TemporaryError where no address is free.
+        Raises PoplinError where the attachment stands already, TemporaryError where no address is free.
         """
         key = (draft.container_id, draft.ifname)
         if key in self._attachments:
-            raise InvalidInputError(
+            raise PoplinError(
                 f"{draft.ifname} has been added already",
                 where=f"container {draft.container_id}",
                 remedy="delete the attachment first",

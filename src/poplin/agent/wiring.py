@@ -17,7 +17,7 @@ from poplin.dataplane.netlink.route_socket import Failure, RouteSocket
 from poplin.dataplane.netns import entered, in_namespace
 from poplin.dataplane.sysctl import write_sysctl
 from poplin.model.attachment import Attachment
-from poplin.model.errors import KernelError
+from poplin.model.errors import PoplinError
 from poplin.model.kernel import POD_LINK_GROUP, PROTOCOL, Link, Veth
 from poplin.model.state import NetworkState
 from poplin.plan.network import plan_network
@@ -40,23 +40,27 @@ class Wirer:
     def wire(self, attachment: Attachment, netns_fd: int) -> None:
         """Make both ends of an attachment.
 
-        Raises KernelError for the first thing that the kernel refuses; what is made by then stays, for
-        `unwire`.
+        Raises PoplinError where the pod has an interface of that name, KernelError for the first thing that
+        the kernel refuses; what is made by then stays, for `unwire`.
         """
         wiring = compile_pod(attachment)
         veth, *rest = host_operations(attachment, wiring, netns_fd)
         with self._host() as host:
             failures = host.apply([veth, *rest])
         if any(f.operation is veth and f.error.errno == errno.EEXIST for f in failures):
-            raise KernelError(
+            raise PoplinError(
                 f"the pod has an interface {attachment.ifname} already",
-                errno=errno.EEXIST,
                 where=attachment.netns,
                 remedy="delete the attachment that made it first",
             )
         _raise_first(failures)
         made = Link(attachment.ifname, "veth", attachment.mac, attachment.mtu_bytes, up=False)
         mend_pod(wiring.pod, netns_fd, NetworkState(links={made.name: made}))
+        # The node's end went up before the pod's: the kernel drops what is sent by it until a work queue
+        # has seen the carrier come (linkwatch), which waits for others' links to be destroyed. To ask for
+        # the link does that work at once (rtnl_getlink in net/core/rtnetlink.c).
+        with self._host() as host:
+            host.link(attachment.host_link)
 
     def unwire(self, attachment: Attachment) -> None:
         """Take the attachment's veth away, with all that is on it. That it is gone is success."""

@@ -60,8 +60,9 @@ def _ask(run_dir: Path, method: str, path: str) -> dict[str, Any]:
     try:
         return asyncio.run(_request(socket, method, path))
     except (aiohttp.ClientError, OSError, TimeoutError) as error:
+        reason = "it hangs" if isinstance(error, TimeoutError) else getattr(error, "strerror", None) or error
         raise PoplinError(
-            f"no answer from the agent: {error or 'it hangs'}",
+            f"no answer from the agent: {reason}",
             where=str(socket),
             remedy="start `poplin agent` on this node, or give its --run-dir",
         ) from error

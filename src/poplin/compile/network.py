@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from poplin.compile.backend import (
     compile_backend,
@@ -23,6 +24,9 @@ from poplin.model.errors import InvalidInputError, PoplinError, TemporaryError
 from poplin.model.kernel import IPNetwork
 from poplin.model.netconf import BackendType, NetConf
 from poplin.model.state import NetworkState, unite
+
+MIN_POD_CIDR_ADDRESSES: Final = 4
+"""A podCIDR's first and last address are no pod's, and one alone serves nobody."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +98,12 @@ def _own_endpoint(conf: NetConf, own: Node, network: IPNetwork, underlays: Seque
             f"podCIDR {pod_cidr} lies outside the pod network {network}",
             where=where,
             remedy="make Network in net-conf.json the cluster's podSubnet",
+        )
+    if pod_cidr.num_addresses < MIN_POD_CIDR_ADDRESSES:
+        raise InvalidInputError(
+            f"podCIDR {pod_cidr} has no address for a pod: its first and last are not used",
+            where=where,
+            remedy="give the node a larger podCIDR (kube-controller-manager: --node-cidr-mask-size)",
         )
     underlay = next((u for u in underlays if u.address.version == version), None)
     if underlay is None:
