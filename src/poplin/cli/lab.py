@@ -1,0 +1,181 @@
+"""`poplin lab`: a whole cluster's network on one machine."""
+
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from poplin.cli.output import Format, Output
+from poplin.datastore.netconf import parse_netconf
+from poplin.lab.addressing import parse_families
+from poplin.lab.enter import enter
+from poplin.lab.lifecycle import bring_up, require, take_down
+from poplin.lab.report import LabReport, kubeconfig_path, report_lab
+from poplin.lab.settings import DEFAULT_NAME, Backend, Settings, check_name, check_nodes, make_net_conf
+from poplin.model.errors import InvalidInputError, PoplinError
+
+app = typer.Typer(
+    help="A cluster of network namespaces: real agents, the real CNI plugin, no virtual machine.",
+    no_args_is_help=True,
+)
+
+Name = Annotated[str, typer.Option(help="Which lab; several may stand side by side.")]
+
+
+@app.command()
+def up(
+    nodes: Annotated[int, typer.Option(help="How many nodes.")] = 3,
+    backend: Annotated[Backend, typer.Option(help="How packets travel between nodes.")] = Backend.VXLAN,
+    ip_family: Annotated[str, typer.Option(help="ipv4, ipv6 or dual.")] = "ipv4",
+    name: Name = DEFAULT_NAME,
+    net_conf: Annotated[
+        Path | None, typer.Option(help="A net-conf.json of your own, in place of --backend.")
+    ] = None,
+    kubeconfig: Annotated[
+        Path | None, typer.Option(help="Use this API server, not the embedded one.")
+    ] = None,
+    controllers: Annotated[str, typer.Option(help="embedded, or none.")] = "embedded",
+    kubelet: Annotated[
+        str, typer.Option(help="embedded, or none: nodes then register themselves.")
+    ] = "embedded",
+) -> None:
+    """Make a lab and wait until its nodes are ready; on one that stands, start what has died.
+
+    Example: poplin lab up --nodes 3 && export KUBECONFIG=$(poplin lab kubeconfig)
+    """
+    _require_root()
+    versions = parse_families(ip_family)
+    text = net_conf.read_text() if net_conf else make_net_conf(versions, backend)
+    parse_netconf(text, str(net_conf or "net-conf.json"))
+    settings = Settings(
+        name=check_name(name),
+        nodes=check_nodes(nodes),
+        versions=versions,
+        net_conf=text,
+        kubeconfig=str(kubeconfig.absolute()) if kubeconfig else "",
+        controllers=_embedded("--controllers", controllers),
+        kubelet=_embedded("--kubelet", kubelet),
+    )
+    began = time.monotonic()
+    made = bring_up(settings, _step)
+    if made:
+        typer.echo(f"lab {name} is ready ({time.monotonic() - began:.1f} s)")
+        option = "" if name == DEFAULT_NAME else f" --name {name}"
+        typer.echo(f"  export KUBECONFIG=$(poplin lab kubeconfig{option})")
+    else:
+        typer.echo(f"lab {name} stands")
+
+
+@app.command()
+def down(name: Name = DEFAULT_NAME) -> None:
+    """Remove a lab, however it ended: processes, namespaces, files. Without one, do nothing.
+
+    Example: poplin lab down
+    """
+    _require_root()
+    existed = take_down(check_name(name))
+    typer.echo(f"lab {name} is gone" if existed else f"there is no lab {name}")
+
+
+@app.command()
+def status(name: Name = DEFAULT_NAME, output: Output = Format.TEXT) -> None:
+    """Show a lab's nodes, pods and processes. Exit status 1 where something of it is not ready.
+
+    Example: poplin lab status -o json
+    """
+    report = report_lab(*require(check_name(name)))
+    if output is Format.JSON:
+        document = msgspec.to_builtins(report) | {"ready": report.ready}
+        typer.echo(msgspec.json.format(msgspec.json.encode(document)))
+    else:
+        _print(report)
+    sys.exit(0 if report.ready else 1)
+
+
+@app.command()
+def kubeconfig(name: Name = DEFAULT_NAME) -> None:
+    """Print the path of a lab's kubeconfig.
+
+    Example: KUBECONFIG=$(poplin lab kubeconfig) kubectl get nodes
+    """
+    typer.echo(str(kubeconfig_path(*require(check_name(name)))))
+
+
+@app.command("exec", context_settings={"ignore_unknown_options": True})
+def execute(
+    target: Annotated[str, typer.Argument(help="[NAMESPACE/]POD, or node/NODE, or fabric.")],
+    command: Annotated[list[str], typer.Argument(help="A program of this machine and its arguments.")],
+    name: Name = DEFAULT_NAME,
+    container: Annotated[
+        str, typer.Option("--container", "-c", help="Which container. [default: the first]")
+    ] = "",
+) -> None:
+    """Run a command in a pod's namespaces, or in a node's network. Its exit status is ours.
+
+    Example: poplin lab exec web-1 -- ip route
+    """
+    _require_root()
+    directory, settings = require(check_name(name))
+    enter(directory, settings, target, container, command)
+
+
+@contextmanager
+def _step(what: str) -> Iterator[None]:
+    """A line for each step and its time; on a terminal it stands there while the step goes on.
+
+    No thread may turn a wheel here: steps fork.
+    """
+    began = time.monotonic()
+    console = Console(highlight=False)
+    if console.is_terminal:
+        console.print(f"[dim]…[/] {what}", end="\r")
+    try:
+        yield
+    except BaseException:
+        console.print(f"[red]✗[/] {what}")
+        raise
+    console.print(f"[green]✓[/] {what} [dim]{time.monotonic() - began:.2f} s[/]")
+
+
+def _print(report: LabReport) -> None:
+    console = Console(highlight=False)
+    word = "[green]ready[/]" if report.ready else "[red]not ready[/]"
+    console.print(f"lab {report.name}: {word}, {len(report.nodes)} nodes, {len(report.pods)} pods")
+    if report.problem:
+        console.print(f"[yellow]![/] {report.problem}", soft_wrap=True)
+    nodes = Table("node", "ready", "addresses", "pod CIDRs", box=None, padding=(0, 2, 0, 0))
+    for node in report.nodes:
+        nodes.add_row(
+            node.name,
+            "yes" if node.ready else node.reason,
+            ", ".join(node.addresses),
+            ", ".join(node.pod_cidrs),
+        )
+    pods = Table("pod", "phase", "ready", "node", "addresses", box=None, padding=(0, 2, 0, 0))
+    for pod in report.pods:
+        pods.add_row(f"{pod.namespace}/{pod.name}", pod.phase, pod.ready, pod.node, ", ".join(pod.addresses))
+    processes = Table("process", "pid", "state", box=None, padding=(0, 2, 0, 0))
+    for process in report.processes:
+        processes.add_row(process.name, str(process.pid), "running" if process.running else "dead")
+    for table in (nodes, pods, processes):
+        if table.row_count:
+            console.print(table)
+
+
+def _embedded(option: str, text: str) -> bool:
+    if text not in {"embedded", "none"}:
+        raise InvalidInputError(f"{text!r}", where=option, remedy="write embedded or none")
+    return text == "embedded"
+
+
+def _require_root() -> None:
+    if os.geteuid() != 0:
+        raise PoplinError("makes network namespaces and needs root", remedy="run it with sudo")

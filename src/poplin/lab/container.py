@@ -1,0 +1,127 @@
+"""What becomes of a forked child: a container with its own processes, mounts, host name and file system.
+
+The file system is the machine's own, seen through a layer in memory that takes every write: a container has
+all programs of the machine and can harm none of its files (kernel documentation, filesystems/overlayfs).
+"""
+
+import os
+import socket
+from pathlib import Path
+from typing import Final, NoReturn
+
+import msgspec
+
+from poplin.dataplane.netns import open_netns
+from poplin.lab import echo
+from poplin.lab.isolation import (
+    CLONE_NEWIPC,
+    CLONE_NEWNET,
+    CLONE_NEWNS,
+    CLONE_NEWUTS,
+    MS_BIND,
+    MS_NODEV,
+    MS_NOEXEC,
+    MS_NOSUID,
+    MS_REC,
+    MS_SLAVE,
+    mount,
+    pivot_root,
+    set_process_name,
+    setns,
+    unshare,
+)
+
+DEFAULT_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+_SEPARATE: Final = ("usr", "opt", "home", "root", "lib", "lib64", "bin", "sbin", "var")
+"""Directories with programs that may be mounts of their own, which a layer over the root does not show."""
+
+
+class EchoPort(msgspec.Struct, frozen=True):
+    """A port that the echo server serves. `protocol` is TCP or UDP."""
+
+    port: int
+    protocol: str = "TCP"
+
+
+class ContainerSpec(msgspec.Struct, frozen=True, rename="camel"):
+    """A container to be started.
+
+    `netns` is a path. `arguments` empty means the echo server on `ports`. `files` are contents by absolute
+    path ("/etc/hosts"). `scratch` is an existing directory that the container hides under its own mounts.
+    """
+
+    netns: str
+    hostname: str
+    log: str
+    scratch: str
+    arguments: tuple[str, ...] = ()
+    environment: dict[str, str] = {}
+    directory: str = ""
+    files: dict[str, str] = {}
+    ports: tuple[EchoPort, ...] = ()
+
+
+def become_container(spec: ContainerSpec, ready: int) -> NoReturn:
+    """Become the container, in a child that is process 1 of its PID namespace. Never returns.
+
+    Closing `ready`, or the exec that does, says that it runs; before that its reason for failing is written
+    there.
+    """
+    try:
+        _isolate(spec)
+        if spec.arguments:
+            environment = {
+                "PATH": DEFAULT_PATH,
+                "HOSTNAME": spec.hostname,
+                "HOME": "/root",
+                **spec.environment,
+            }
+            os.chdir(spec.directory or "/")
+            os.execvpe(spec.arguments[0], spec.arguments, environment)  # noqa: S606  - no shell is wanted
+        set_process_name("echo")
+        echo.serve(spec.hostname, [(p.port, p.protocol) for p in spec.ports], lambda: os.close(ready))
+    except BaseException as error:  # noqa: BLE001  - whatever it is, the parent is told and the child ends
+        with os.fdopen(ready, "w", closefd=False) as pipe:
+            pipe.write(getattr(error, "strerror", None) or str(error) or repr(error))
+        os._exit(128)
+    os._exit(0)
+
+
+def _isolate(spec: ContainerSpec) -> None:
+    os.setsid()
+    log = os.open(spec.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    null = os.open(os.devnull, os.O_RDONLY)
+    for source, target in ((null, 0), (log, 1), (log, 2)):
+        os.dup2(source, target)
+    netns = open_netns(spec.netns)
+    unshare(CLONE_NEWNS | CLONE_NEWUTS | CLONE_NEWIPC)
+    setns(netns, CLONE_NEWNET)
+    socket.sethostname(spec.hostname[:63])
+    _mount_root(Path(spec.scratch), spec.files)
+    for descriptor in (null, log, netns):
+        os.close(descriptor)
+
+
+def _mount_root(scratch: Path, files: dict[str, str]) -> None:
+    # What the machine unmounts shall go here too: a namespace's name that stays mounted keeps it alive.
+    mount("", Path("/"), "", MS_SLAVE | MS_REC)
+    mount("tmpfs", scratch, "tmpfs", MS_NOSUID | MS_NODEV)
+    root, upper, work = (scratch / name for name in ("root", "upper", "work"))
+    for directory in (root, upper, work):
+        directory.mkdir()
+    mount("overlay", root, "overlay", 0, f"lowerdir=/,upperdir={upper},workdir={work}")
+    for name in _SEPARATE:
+        if os.path.ismount(f"/{name}"):
+            mount(f"/{name}", root / name, "", MS_BIND)
+    mount("proc", root / "proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC)
+    mount("sysfs", root / "sys", "sysfs", MS_NOSUID | MS_NODEV | MS_NOEXEC)
+    mount("/dev", root / "dev", "", MS_BIND | MS_REC)
+    for name, mode in (("tmp", 0o1777), ("run", 0o755)):
+        mount("tmpfs", root / name, "tmpfs", MS_NOSUID | MS_NODEV, f"mode={mode:o}")
+    for path, content in files.items():
+        target = root / path.lstrip("/")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        # In the image it may be a link to some place of the machine's.
+        target.unlink(missing_ok=True)
+        target.write_text(content)
+    pivot_root(root)

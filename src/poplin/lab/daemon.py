@@ -1,0 +1,115 @@
+"""The daemons of a lab, as children of its init become them: the server, and an agent for each node."""
+
+import asyncio
+import os
+import signal
+import socket
+import sys
+import traceback
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import NoReturn
+
+from poplin.agent import log
+from poplin.agent.agent import Agent
+from poplin.agent.config import AgentConfig
+from poplin.dataplane.netns import NAMED, open_netns
+from poplin.datastore.kubeconfig import find_access
+from poplin.datastore.kubernetes import KubernetesSource
+from poplin.lab.directory import Directory
+from poplin.lab.init import Daemon
+from poplin.lab.isolation import CLONE_NEWNET, set_process_name, setns
+from poplin.lab.server import run_server
+from poplin.lab.settings import Settings
+from poplin.model.errors import PoplinError
+
+SERVER = "server"
+
+
+def make_daemons(
+    directory: Directory, settings: Settings, listeners: Sequence[socket.socket]
+) -> Mapping[str, Daemon]:
+    """By name: "server", and "agent-node-1" for each node."""
+    daemons: dict[str, Daemon] = {SERVER: _server(directory, settings, listeners)}
+    for node in settings.node_names():
+        daemons[agent_name(node)] = _agent(directory, node)
+    return daemons
+
+
+def agent_name(node: str) -> str:
+    """What the init calls a node's agent."""
+    return f"agent-{node}"
+
+
+def _server(directory: Directory, settings: Settings, listeners: Sequence[socket.socket]) -> Daemon:
+    return lambda: _become(directory, SERVER, lambda: run_server(directory, settings, listeners))
+
+
+def _agent(directory: Directory, node: str) -> Daemon:
+    def become() -> NoReturn:
+        setns(open_netns(NAMED / directory.node_namespace(node)), CLONE_NEWNET)
+        _become(directory, agent_name(node), lambda: run_agent(agent_config(directory, node)))
+
+    return become
+
+
+def agent_config(directory: Directory, node: str) -> AgentConfig:
+    """What `poplin agent` would be told by options on this node."""
+    files = directory.node(node)
+    return AgentConfig(
+        node_name=node,
+        state_dir=files.state,
+        run_dir=files.run,
+        cni_conf_dir=files.cni_conf,
+        cni_bin_dir=files.cni_bin,
+        kubeconfig=directory.fabric_kubeconfig,
+        net_conf=directory.net_conf,
+    )
+
+
+async def run_agent(config: AgentConfig) -> None:
+    """Run an agent until it is cancelled."""
+    access = find_access({}, kubeconfig=config.kubeconfig)
+    async with KubernetesSource(access, host=config.node_name) as source:
+        await Agent(config, source).run()
+
+
+def _become(directory: Directory, name: str, main: Callable[[], Awaitable[None]]) -> NoReturn:
+    """Run a daemon's main in a fresh session, its output in its log, until SIGTERM."""
+    code = 1
+    try:
+        os.setsid()
+        set_process_name(name)
+        redirect_output(directory.log(name))
+        log.configure("info")
+        asyncio.run(_run(main))
+        code = 0
+    except PoplinError as error:
+        sys.stderr.write(f"poplin: {error}\n")
+    except BaseException:  # noqa: BLE001  - the log is the only place left to say it
+        traceback.print_exc()
+    finally:
+        sys.stderr.flush()
+        os._exit(code)
+
+
+async def _run(main: Callable[[], Awaitable[None]]) -> None:
+    task = asyncio.current_task()
+    assert task is not None  # noqa: S101  - asyncio.run made it
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, task.cancel)
+    with suppress(asyncio.CancelledError):
+        await main()
+
+
+def redirect_output(path: Path) -> None:
+    """Send standard output and error to a file, and read standard input from nowhere."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    null = os.open(os.devnull, os.O_RDONLY)
+    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    for source, target in ((null, 0), (file, 1), (file, 2)):
+        os.dup2(source, target)
+    os.close(null)
+    os.close(file)

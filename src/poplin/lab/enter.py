@@ -1,0 +1,63 @@
+"""Running a program inside a lab: in a pod's namespaces, or in the network of a node or of the fabric."""
+
+import os
+from collections.abc import Sequence
+from typing import NoReturn
+
+from poplin.dataplane.netns import NAMED
+from poplin.lab.container import DEFAULT_PATH
+from poplin.lab.directory import Directory
+from poplin.lab.message import ProcessState, Question
+from poplin.lab.report import read_pods
+from poplin.lab.runtime import ask
+from poplin.lab.settings import Settings
+from poplin.model.errors import InvalidInputError, PoplinError
+
+
+def enter(
+    directory: Directory, settings: Settings, target: str, container: str, command: Sequence[str]
+) -> NoReturn:
+    """Become `command` inside `target`: "fabric", "node/NAME", "POD" or "NAMESPACE/POD".
+
+    Raises InvalidInputError for what is not there, PoplinError for a command that cannot be run.
+    """
+    kind, _, name = target.rpartition("/")
+    if target == "fabric":
+        prefix = [f"--net={NAMED / directory.fabric_namespace()}"]
+    elif kind == "node":
+        if name not in settings.node_names():
+            raise InvalidInputError("no such node", where=target, remedy="see `poplin lab status`")
+        prefix = [f"--net={NAMED / directory.node_namespace(name)}"]
+    else:
+        process = find_process(directory, settings, kind or "default", name, container)
+        prefix = enter_options(process.pid)
+    arguments = ["nsenter", *prefix, "--", *command]
+    environment = {**os.environ, "PATH": os.environ.get("PATH", DEFAULT_PATH)}
+    try:
+        os.execvpe(arguments[0], arguments, environment)  # noqa: S606  - no shell is wanted
+    except OSError as error:
+        raise PoplinError(f"cannot run nsenter: {error.strerror}", remedy="install util-linux") from error
+
+
+def enter_options(pid: int) -> list[str]:
+    """What nsenter needs for all namespaces of a container's process, its root included."""
+    return [f"--target={pid}", "--mount", "--uts", "--ipc", "--net", "--pid", "--root", "--wd"]
+
+
+def find_process(
+    directory: Directory, settings: Settings, namespace: str, name: str, container: str
+) -> ProcessState:
+    """The running process of a pod's container, "" for its first. Raises InvalidInputError."""
+    pods = read_pods(directory, settings)
+    pod = next((one for one in pods if one.key == (namespace, name)), None)
+    if pod is None:
+        raise InvalidInputError("no such pod", where=f"{namespace}/{name}", remedy="see `poplin lab status`")
+    wanted = container or str(pod.spec["containers"][0]["name"])
+    for state in ask(directory.socket, Question(0)):
+        if state.code is None and state.id.startswith(f"{pod.uid}/{wanted}/"):
+            return state
+    raise InvalidInputError(
+        f"its container {wanted} does not run",
+        where=f"{namespace}/{name}",
+        remedy="see `kubectl describe pod`",
+    )

@@ -1,0 +1,83 @@
+"""The underlay: a namespace that is the switch between nodes, and a namespace for each node, cabled to it.
+
+The fabric's gateway address on the switch is each node's default route. It knows the way to nowhere else, so
+nothing that is sent inside a lab can leave it.
+"""
+
+import os
+import socket
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from ipaddress import ip_network
+from typing import Final
+
+from poplin.dataplane.netlink.route_socket import RouteSocket
+from poplin.dataplane.netns import NAMED, create_netns, entered, open_netns
+from poplin.dataplane.sysctl import write_sysctl
+from poplin.lab.addressing import API_PORT
+from poplin.lab.directory import Directory
+from poplin.lab.settings import Settings
+from poplin.model.kernel import Address, IPAddress, Link, Route, Veth
+from poplin.plan.operation import Change, Operation, Put
+
+BRIDGE: Final = "switch"
+UPLINK: Final = "eth0"
+"""A node's interface."""
+
+_STATIC: Final = 4
+"""RTPROT_STATIC: to the agent these routes and addresses are the machine's own, not its."""
+
+
+def make_fabric(directory: Directory, settings: Settings) -> None:
+    """Make the switch's namespace, with the switch up. Raises KernelError."""
+    create_netns(directory.fabric_namespace())
+    with inside(directory.fabric_namespace()) as (_, links):
+        _forward()
+        gateways = [Put(Address(BRIDGE, a, protocol=0)) for a in settings.addressing.gateways()]
+        _apply(links, [Change(Link("lo")), Put(Link(BRIDGE, "bridge")), *gateways])
+
+
+def make_node(directory: Directory, settings: Settings, number: int) -> None:
+    """Make the namespace of node `number` (from 1) and its cable to the switch. Raises KernelError."""
+    node = f"node-{number}"
+    create_netns(directory.node_namespace(node))
+    with inside(directory.node_namespace(node)) as (netns_fd, links):
+        with inside(directory.fabric_namespace()) as (_, switch):
+            port = Link(node, "veth", master=BRIDGE)
+            _apply(switch, [Put(Veth(port, Link(UPLINK), netns_fd))])
+        _forward()
+        operations: list[Operation] = [Change(Link("lo")), Change(Link(UPLINK))]
+        operations += [Put(Address(UPLINK, a, protocol=0)) for a in settings.addressing.node(number)]
+        for gateway in settings.addressing.gateways():
+            everywhere = ip_network("0.0.0.0/0" if gateway.version == 4 else "::/0")
+            operations.append(Put(Route(everywhere, gateway.ip, UPLINK, protocol=_STATIC)))
+        _apply(links, operations)
+
+
+def listen_in_fabric(directory: Directory, address: IPAddress, port: int = API_PORT) -> socket.socket:
+    """A listening socket in the fabric, which a process anywhere may serve. Raises KernelError or OSError."""
+    with inside(directory.fabric_namespace()):
+        family = socket.AF_INET6 if address.version == 6 else socket.AF_INET
+        return socket.create_server((str(address), port), family=family, backlog=1024)
+
+
+@contextmanager
+def inside(namespace: str) -> Iterator[tuple[int, RouteSocket]]:
+    """The thread in a named namespace: its descriptor and a socket of it. Never await in here."""
+    netns_fd = open_netns(NAMED / namespace)
+    try:
+        with entered(netns_fd), RouteSocket() as links:
+            yield netns_fd, links
+    finally:
+        os.close(netns_fd)
+
+
+def _forward() -> None:
+    """Be a router: one answers "unreachable" where a host keeps silent."""
+    write_sysctl("net/ipv4/ip_forward", 1)
+    write_sysctl("net/ipv6/conf/all/forwarding", 1)
+
+
+def _apply(links: RouteSocket, operations: Sequence[Operation]) -> None:
+    for failure in links.apply(operations):
+        raise failure.error

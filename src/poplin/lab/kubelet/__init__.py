@@ -1,0 +1,1 @@
+"""A small kubelet: one process that serves all nodes of a lab."""

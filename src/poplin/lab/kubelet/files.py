@@ -1,0 +1,68 @@
+"""The files that a container gets of its pod: /etc/hosts, /etc/hostname, /etc/resolv.conf. Pure.
+
+Source: Kubernetes documentation, "DNS for Services and Pods" and "Adding entries to Pod /etc/hosts".
+"""
+
+from collections.abc import Sequence
+from typing import Final
+
+from poplin.lab.addressing import Addressing
+from poplin.lab.kubelet.document import Pod
+from poplin.model.kernel import IPAddress
+
+DOMAIN: Final = "cluster.local"
+DNS_HOST: Final = 10
+"""The cluster's DNS service has the tenth address of the Services' range, as kubeadm gives it."""
+
+
+def make_files(pod: Pod, addresses: Sequence[IPAddress], addressing: Addressing) -> dict[str, str]:
+    """Contents by path. A pod on the host's network with dnsPolicy Default sees the machine's own resolv.conf."""
+    files = {"/etc/hostname": f"{pod.hostname}\n", "/etc/hosts": make_hosts(pod, addresses)}
+    resolver = make_resolv_conf(pod, addressing)
+    if resolver is not None:
+        files["/etc/resolv.conf"] = resolver
+    return files
+
+
+def make_hosts(pod: Pod, addresses: Sequence[IPAddress]) -> str:
+    """The text of /etc/hosts."""
+    lines = [
+        "# Managed by the lab's kubelet.",
+        "127.0.0.1\tlocalhost",
+        "::1\tlocalhost ip6-localhost ip6-loopback",
+    ]
+    subdomain = pod.spec.get("subdomain")
+    names = pod.hostname
+    if subdomain:
+        names = f"{pod.hostname}.{subdomain}.{pod.namespace}.svc.{DOMAIN}\t{pod.hostname}"
+    lines += [f"{address}\t{names}" for address in addresses]
+    lines += [
+        f"{alias['ip']}\t{' '.join(alias.get('hostnames') or ())}"
+        for alias in pod.spec.get("hostAliases") or ()
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def make_resolv_conf(pod: Pod, addressing: Addressing) -> str | None:
+    """The text of /etc/resolv.conf, None where the pod takes its node's."""
+    policy = pod.spec.get("dnsPolicy") or "ClusterFirst"
+    extra = pod.spec.get("dnsConfig") or {}
+    servers: list[str] = []
+    searches: list[str] = []
+    options: list[str] = []
+    if policy == "Default" or (policy == "ClusterFirst" and pod.host_network):
+        return None
+    if policy != "None":
+        servers = [str(network.network_address + DNS_HOST) for network in addressing.service_networks()]
+        searches = [f"{pod.namespace}.svc.{DOMAIN}", f"svc.{DOMAIN}", DOMAIN]
+        options = ["ndots:5"]
+    servers += extra.get("nameservers") or []
+    searches += extra.get("searches") or []
+    for option in extra.get("options") or ():
+        options.append(option["name"] + (f":{option['value']}" if option.get("value") else ""))
+    lines = [f"nameserver {server}" for server in servers[:3]]
+    if searches:
+        lines.append(f"search {' '.join(searches)}")
+    if options:
+        lines.append(f"options {' '.join(options)}")
+    return "\n".join(lines) + "\n"
