@@ -128,6 +128,13 @@ async def test_a_compacted_revision_is_gone(tmp_path):
             assert await watch.next() == ("END", None)
 
 
+async def test_a_revision_that_has_not_come_yet_is_no_place_to_begin(client: Client):
+    async with client.watch(PODS, resourceVersion="1000000") as watch:
+        assert (await watch.next())[1]["code"] == 410
+    code, status = await client.get(PODS, resourceVersion="1000000")
+    assert (code, status["reason"]) == (504, "Timeout")
+
+
 async def test_a_restarted_server_has_no_past_but_goes_on_counting(tmp_path):
     async with running(tmp_path) as (_, client):
         start = await revision(client)

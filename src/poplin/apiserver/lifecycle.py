@@ -8,7 +8,7 @@ import asyncio
 import copy
 import secrets
 import uuid
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -26,6 +26,8 @@ from poplin.apiserver.syntax import check_metadata
 
 SUFFIX_ALPHABET: Final = "bcdfghjklmnpqrstvwxz2456789"
 NAMESPACES: Final = "/namespaces"
+DELETIONS_AT_ONCE: Final = 100
+"""How many deletions share a commit, and how long others wait for them."""
 
 
 Change = Callable[[Object], Object]
@@ -193,16 +195,18 @@ class Lifecycle:
                 continue
 
     async def delete_all(
-        self, resource: Resource, entries: Iterable[Entry], options: DeleteOptions, *, dry_run: bool = False
+        self, resource: Resource, entries: Sequence[Entry], options: DeleteOptions, *, dry_run: bool = False
     ) -> list[Entry]:
         """Delete each of `entries`, together, so that they share commits. Those already gone are left out."""
-        deletions = [self.delete(resource, entry.key, options, dry_run=dry_run) for entry in entries]
         deleted: list[Entry] = []
-        for result in await asyncio.gather(*deletions, return_exceptions=True):
-            if isinstance(result, Entry):
-                deleted.append(result)
-            elif not (isinstance(result, StatusError) and result.code == 404):
-                raise result
+        for first in range(0, len(entries), DELETIONS_AT_ONCE):
+            some = entries[first : first + DELETIONS_AT_ONCE]
+            deletions = [self.delete(resource, entry.key, options, dry_run=dry_run) for entry in some]
+            for result in await asyncio.gather(*deletions, return_exceptions=True):
+                if isinstance(result, Entry):
+                    deleted.append(result)
+                elif not (isinstance(result, StatusError) and result.code == 404):
+                    raise result
         return deleted
 
     def is_gone(self, resource: Resource, entry: Entry) -> bool:

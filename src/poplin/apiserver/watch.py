@@ -101,6 +101,9 @@ class _Stream:
             return [], collection.base + len(collection.events)
         if not given.isdecimal():
             raise status.bad_request(f"invalid resource version: {given!r}")
+        if int(given) > self._store.revision:
+            # Seen in another life of this server, whose state was not this one's.
+            return [], -1
         try:
             return [], collection.position(int(given))
         except GoneError:
