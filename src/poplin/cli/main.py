@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from poplin import __version__
-from poplin.cli import agent, lab, status
+from poplin.cli import agent, apiserver, lab, status
 from poplin.model.errors import PoplinError
 
 app = typer.Typer(
@@ -38,6 +38,7 @@ app.command("agent")(agent.agent)
 app.command("status")(status.status)
 app.command("check")(status.check)
 app.command("cleanup")(agent.cleanup)
+app.command("apiserver")(apiserver.run)
 app.add_typer(lab.app, name="lab")
 
 

@@ -116,7 +116,7 @@ class NodeAgent:
 
 
 def node_status(place: NodePlace, *, ready: bool, since: datetime, now: datetime) -> Json:
-    """The status that a kubelet reports (API reference, "NodeStatus")."""
+    """The status that a kubelet reports, as a strategic merge (API reference, "NodeStatus")."""
     word = (
         ("KubeletReady", "kubelet is posting ready status")
         if ready
@@ -127,8 +127,12 @@ def node_status(place: NodePlace, *, ready: bool, since: datetime, now: datetime
     resources = {"cpu": str(os.cpu_count() or 1), "memory": f"{_memory_bytes() >> 10}Ki", "pods": str(PODS)}
     return {
         "addresses": [
+            # Their merge key is the type, of which a node of two families has two addresses the same.
+            {"$patch": "replace"},
             *({"type": "InternalIP", "address": str(address)} for address in place.addresses),
             {"type": "Hostname", "address": place.name},
+            # The list's merge key is its type, so that without this one InternalIP would take the other's place.
+            {"$patch": "replace"},
         ],
         "capacity": resources,
         "allocatable": resources,
