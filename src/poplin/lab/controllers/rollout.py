@@ -66,12 +66,11 @@ def roll(new: Scale, old: Sequence[Scale], bounds: Bounds) -> tuple[int, list[in
 def resize(scales: Sequence[Scale], bounds: Bounds) -> list[int]:
     """Share a change of the Deployment's size among its ReplicaSets in proportion, the largest first.
 
-    The rest of the division goes to the first, so that the total is exact.
+    The rest of the division goes to the first that can take it, so that the total is exact.
     """
     total = sum(one.replicas for one in scales)
-    change = bounds.most - total if total else 0
+    left = change = bounds.most - total
     sizes = [one.replicas for one in scales]
-    left = change
     for index, one in enumerate(scales):
         if not one.replicas or not left:
             continue
@@ -80,6 +79,8 @@ def resize(scales: Sequence[Scale], bounds: Bounds) -> list[int]:
         share = max(left, min(0, fair)) if change < 0 else min(left, max(0, fair))
         sizes[index] += share
         left -= share
-    if left and sizes:
-        sizes[0] = max(0, sizes[0] + left)
+    for index, size in enumerate(sizes):
+        share = max(left, -size)
+        sizes[index] += share
+        left -= share
     return sizes
