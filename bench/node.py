@@ -111,13 +111,14 @@ def running_agent(fd: int, name: str, cluster: Path) -> Iterator[BenchNode]:
 
 
 @contextmanager
-def single_node(backend: str = "host-gw") -> Iterator[BenchNode]:
-    """A node with a running agent, ready for pods."""
-    conf = {"Network": "10.244.0.0/16", "Backend": {"Type": backend}}
+def single_node(backend: str = "host-gw", others: Sequence[dict[str, Any]] = ()) -> Iterator[BenchNode]:
+    """A node with a running agent, ready for pods; `others` are the cluster's other nodes."""
+    conf = {"Network": "10.240.0.0/12", "Backend": {"Type": backend}}
+    objects = [node_object("n1", ["10.244.0.0/22"], ["10.99.0.1"]), *others]
     with (
         namespace("fabric") as (_, fabric),
         namespace("node") as (node_name, node),
-        cluster_file([node_object("n1", ["10.244.0.0/22"], ["10.99.0.1"])], conf) as cluster,
+        cluster_file(objects, conf) as cluster,
     ):
         run_in(fabric, "ip", "link", "add", "up0", "type", "veth", "peer", "name", "eth0", "netns", node_name)
         run_in(fabric, "ip", "link", "set", "up0", "up")

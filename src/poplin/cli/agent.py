@@ -14,17 +14,13 @@ from poplin.agent import log
 from poplin.agent.agent import Agent
 from poplin.agent.cleanup import remove_everything
 from poplin.agent.config import AgentConfig, parse_public_ips
+from poplin.cli.options import CniConfDir, RunDir, StateDir
 from poplin.datastore.file import FileSource
 from poplin.datastore.kubeconfig import find_access
 from poplin.datastore.kubernetes import KubernetesSource
 from poplin.model.errors import InvalidInputError, PoplinError
 
 # Not `readable`: who may not read them is told by the command itself, which knows why.
-StateDir = Annotated[Path, typer.Option(readable=False, help="Attachments and addresses; survives restarts.")]
-RunDir = Annotated[Path, typer.Option(readable=False, help="The agent's sockets.")]
-CniConfDir = Annotated[
-    Path, typer.Option(readable=False, help="Where the container runtime looks for its network.")
-]
 
 
 def agent(
