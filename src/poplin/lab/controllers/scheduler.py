@@ -89,7 +89,7 @@ def _look_around(pod: Object, nodes: Sequence[Object], room: Mapping[str, Occupa
 def _report(pod: Object, total: int, obstacles: Counter[str], now: datetime) -> list[Write]:
     """PodScheduled=False with the reasons, if that is news."""
     if total:
-        listed = ", ".join(f"{count} {why}" for why, count in sorted(obstacles.items()))
+        listed = ", ".join(sorted(f"{count} {why}" for why, count in obstacles.items()))
         message = f"0/{total} nodes are available: {listed}."
     else:
         message = "no nodes available to schedule pods"
