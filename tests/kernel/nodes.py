@@ -685,3 +685,34 @@ def _link(link: dict[str, Any]) -> tuple[Any, ...]:
         info.get("info_kind"),
         tuple((key, tunnel[key]) for key in kept if key in tunnel),
     )
+
+
+# ---- things of others, which no agent may touch ----
+
+STRANGERS = (
+    "link add other0 type veth peer name other1",
+    "link set other0 up",
+    "link set other1 up alias mine",
+    "link add other-br type bridge",
+    "link add flannel.7 type vxlan id 7 dstport 4789 dev eth0",
+    "addr add 203.0.113.1/24 dev other0",
+    "route add 203.0.113.128/25 via 192.0.2.254 proto static",
+    "-6 route add 2001:db8:77::/48 via 2001:db8:2::fe proto static",
+    "route add 10.244.2.0/24 via 192.0.2.254 table 1234",
+    "route add 10.244.99.0/24 via 192.0.2.254 proto bird",
+    "neigh add 203.0.113.9 lladdr 02:00:00:00:00:09 dev other0 nud permanent",
+)
+OTHERS_TABLES = """
+add table ip others
+add chain ip others forward { type filter hook forward priority 5; policy accept; }
+add rule ip others forward counter accept
+add table inet poplin-not
+add set inet poplin-not s { type ipv4_addr; }
+add element inet poplin-not s { 192.0.2.77 }
+"""
+
+
+def plant_strangers(node: Node) -> None:
+    """Put links, addresses, routes, neighbours and tables of others on a node, some of them close to ours."""
+    node.ip_do(*STRANGERS)
+    node.run("nft", "-f", "-", stdin=OTHERS_TABLES)

@@ -8,6 +8,7 @@ from kernel.nodes import (
     cluster,
     ip_batch,
     kernel_state,
+    plant_strangers,
     probe_icmp,
     probe_pairs,
     run,
@@ -19,36 +20,12 @@ BACK_S = 5.0
 
 MENDED = ('"kernel state changed"', '"nftables table written"', '"pod\'s interface mended"')
 
-STRANGERS = (
-    "link add other0 type veth peer name other1",
-    "link set other0 up",
-    "link set other1 up alias mine",
-    "link add other-br type bridge",
-    "link add flannel.7 type vxlan id 7 dstport 4789 dev eth0",
-    "addr add 203.0.113.1/24 dev other0",
-    "route add 203.0.113.128/25 via 192.0.2.254 proto static",
-    "-6 route add 2001:db8:77::/48 via 2001:db8:2::fe proto static",
-    "route add 10.244.2.0/24 via 192.0.2.254 table 1234",
-    "route add 10.244.99.0/24 via 192.0.2.254 proto bird",
-    "neigh add 203.0.113.9 lladdr 02:00:00:00:00:09 dev other0 nud permanent",
-)
-OTHERS_TABLES = """
-add table ip others
-add chain ip others forward { type filter hook forward priority 5; policy accept; }
-add rule ip others forward counter accept
-add table inet poplin-not
-add set inet poplin-not s { type ipv4_addr; }
-add element inet poplin-not s { 192.0.2.77 }
-"""
-
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory):
     """Two nodes with a pod each; on the first stand things of others."""
     with cluster(tmp_path_factory.mktemp("two"), nodes=2, started=False) as c:
-        node = c.nodes[0]
-        node.ip_do(*STRANGERS)
-        node.run("nft", "-f", "-", stdin=OTHERS_TABLES)
+        plant_strangers(c.nodes[0])
         c.start()
         for node in c.nodes:
             node.add_pod()

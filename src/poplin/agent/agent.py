@@ -57,7 +57,12 @@ class Agent:
                 install_shim(config.cni_bin_dir)
             self._registry = Registry(store)
             reconciler = Reconciler(config, self._registry)
-            pods = Pods(self._registry, config.state_dir, self._serving_network)
+            pods = Pods(
+                self._registry,
+                config.state_dir,
+                self._serving_network,
+                attached=lambda host_link: self._loop.look_at([host_link]),
+            )
             stack.callback(pods.close)
             self._loop = Loop(
                 reconciler,

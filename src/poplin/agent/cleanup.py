@@ -1,10 +1,11 @@
 """Take everything of ours off a node: what a `poplin` without any memory can tell as its own."""
 
-import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Final
 
 from poplin.agent.install import lock_state_dir
+from poplin.agent.pods import ATTACHMENTS
 from poplin.agent.wiring import read_state
 from poplin.cni.conflist import NAME as CONFLIST
 from poplin.compile.node_table import TABLE
@@ -16,19 +17,23 @@ from poplin.model.state import NetworkState
 from poplin.plan.network import plan_network
 from poplin.plan.nftables import DeleteTable
 
+STATE_FILES: Final = (f"{ATTACHMENTS}*", "deleted/*", "deleted", "lock")
+RUN_FILES: Final = ("cni.sock", "agent.sock")
+"""What the agent and its plugin leave in their two directories, in the order in which it can go."""
+
 
 def remove_everything(state_dir: Path, run_dir: Path, cni_conf_dir: Path) -> Iterator[str]:
     """Remove links, routes, tables and files, and say of each that it is gone.
 
     Raises PoplinError where an agent still runs, or the kernel refuses.
     """
-    # New pods stop coming first. Then nobody may be adding any.
+    if state_dir.exists():
+        lock_state_dir(state_dir)
+    # New pods stop coming first.
     conflist = cni_conf_dir / CONFLIST
     if conflist.exists():
         conflist.unlink()
         yield f"removed {conflist}"
-    if state_dir.exists():
-        lock_state_dir(state_dir)
     with RouteSocket() as socket:
         operations = plan_network(NetworkState(), read_state(socket))
         for failure in socket.apply(operations):
@@ -40,7 +45,17 @@ def remove_everything(state_dir: Path, run_dir: Path, cni_conf_dir: Path) -> Ite
         if tables.read_table(key) is not None:
             tables.apply([DeleteTable(key)])
             yield f"removed nftables table inet {TABLE}"
-    for directory in (state_dir, run_dir):
-        if directory.exists():
-            shutil.rmtree(directory)
-            yield f"removed {directory}"
+    yield from _remove_files(state_dir, STATE_FILES)
+    yield from _remove_files(run_dir, RUN_FILES)
+
+
+def _remove_files(directory: Path, patterns: Sequence[str]) -> Iterator[str]:
+    """Remove our files, and the directory where no other is in it: who mistypes its name loses nothing."""
+    for path in [path for pattern in patterns for path in sorted(directory.glob(pattern))]:
+        if path.is_dir():
+            path.rmdir()
+        else:
+            path.unlink()
+    if directory.exists() and not any(directory.iterdir()):
+        directory.rmdir()
+        yield f"removed {directory}"

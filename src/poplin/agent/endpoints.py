@@ -1,10 +1,11 @@
 """What the agent answers over HTTP: is it alive, is it ready and if not why, and its whole state.
 
 /healthz and /livez say that the event loop turns, /readyz that the node serves pods (503 with the reasons
-where it does not); /status is the report as JSON; POST /audit has the kernel compared with what is wanted.
+where it does not). On the unix socket alone, which is root's: /status is the report as JSON; POST /audit
+has the kernel compared with what is wanted.
 """
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -22,21 +23,19 @@ class Endpoints:
     def __init__(self, report: Callable[[], Report], audit: Callable[[], Awaitable[None]]) -> None:
         self._report = report
         self._run_audit = audit
-        app = web.Application()
-        app.add_routes(
-            [
-                web.get("/healthz", self._alive),
-                web.get("/livez", self._alive),
-                web.get("/readyz", self._ready),
-                web.get("/status", self._status),
-                web.post("/audit", self._audit),
-            ]
-        )
-        self._runner = web.AppRunner(app, access_log=None, handle_signals=False)
+        health = [
+            web.get("/healthz", self._alive),
+            web.get("/livez", self._alive),
+            web.get("/readyz", self._ready),
+        ]
+        control = [web.get("/status", self._status), web.post("/audit", self._audit)]
+        self._probes = _runner(health)
+        self._runner = _runner([*health, *control])
 
     async def open(self, socket: Path, address: str) -> None:
         """Listen. `address` is "host:port", "" for none. Raises PoplinError."""
         await self._runner.setup()
+        await self._probes.setup()
         try:
             socket.unlink(missing_ok=True)
             await web.UnixSite(self._runner, str(socket)).start()
@@ -53,7 +52,7 @@ class Endpoints:
                 f"{address!r} is not host:port", where="--health-address", remedy="write 127.0.0.1:9099"
             )
         try:
-            await web.TCPSite(self._runner, host.strip("[]"), int(port)).start()
+            await web.TCPSite(self._probes, host.strip("[]"), int(port)).start()
         except OSError as error:
             raise PoplinError(
                 f"cannot listen: {error.strerror}",
@@ -63,6 +62,7 @@ class Endpoints:
 
     async def close(self) -> None:
         """Stop listening."""
+        await self._probes.cleanup()
         await self._runner.cleanup()
 
     async def _alive(self, _request: web.Request) -> web.Response:
@@ -79,3 +79,9 @@ class Endpoints:
     async def _audit(self, _request: web.Request) -> web.Response:
         await self._run_audit()
         return web.Response(body=encode_report(self._report()), content_type="application/json")
+
+
+def _runner(routes: Sequence[web.RouteDef]) -> web.AppRunner:
+    app = web.Application()
+    app.add_routes(routes)
+    return web.AppRunner(app, access_log=None, handle_signals=False)

@@ -48,11 +48,15 @@ class Loop:
         """Ask for a pass: something that it depends on has changed."""
         self._wanted.set()
 
+    def look_at(self, pods: Iterable[str]) -> None:
+        """Ask for a pass that reads the namespaces of these pods (by host link)."""
+        self._suspect_pods.update(pods)
+        self._wanted.set()
+
     def suspect(self, pods: Iterable[str] = ()) -> None:
         """Ask for a pass that reads the kernel anew, and the namespaces of these pods (by host link)."""
         self._suspect = True
-        self._suspect_pods.update(pods)
-        self._wanted.set()
+        self.look_at(pods)
 
     def audit(self) -> None:
         """Ask for a pass that takes nothing for granted."""

@@ -33,14 +33,29 @@ ATTACHMENTS: Final = "attachments.db"
 WIRING_THREADS: Final = 4
 """How many pods are wired at once. The kernel's lock lets one through at a time, and more only wait."""
 
+CHAIN_S: Final = 1.0
+"""How long after an ADD the pod is looked at again. A plugin behind ours (`tuning`) may set the MAC: the
+kernel then drops the pod's permanent neighbours, and tells nobody outside the pod's namespace."""
+
 
 class Pods:
-    """Serves CNI (`poplin.cni.server.Handler`). `network` gives the node's network, or raises why not."""
+    """Serves CNI (`poplin.cni.server.Handler`).
 
-    def __init__(self, registry: Registry, state_dir: Path, network: Callable[[], Network]) -> None:
+    `network` gives the node's network, or raises why not; `attached` hears of each pod, by its host link,
+    when the plugins behind ours have had their time with it.
+    """
+
+    def __init__(
+        self,
+        registry: Registry,
+        state_dir: Path,
+        network: Callable[[], Network],
+        attached: Callable[[str], None],
+    ) -> None:
         self._registry = registry
         self._state_dir = state_dir
         self._network = network
+        self._attached = attached
         self._wirer = Wirer(WIRING_THREADS)
         self._threads = ThreadPoolExecutor(WIRING_THREADS, thread_name_prefix="wiring")
         self._leaving = asyncio.Event()
@@ -75,6 +90,7 @@ class Pods:
             raise
         self._registry.confirm(attachment)
         forget_deletion(self._state_dir, attachment.container_id, attachment.ifname)
+        asyncio.get_running_loop().call_later(CHAIN_S, self._attached, attachment.host_link)
         return result_of(attachment)
 
     async def delete(self, request: Request, netns_fd: int | None) -> None:

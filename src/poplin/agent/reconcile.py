@@ -14,7 +14,7 @@ from typing import Final
 
 from poplin.agent.config import AgentConfig
 from poplin.agent.registry import Registry, Snapshot
-from poplin.agent.wiring import mend_pod, read_state
+from poplin.agent.wiring import is_wired, mend_pod, read_state
 from poplin.compile.network import Network, compile_network
 from poplin.compile.node_table import compile_node_table
 from poplin.compile.pod import Wiring, compile_pod
@@ -22,7 +22,7 @@ from poplin.compile.underlay import Underlay, find_underlays
 from poplin.dataplane.netlink.reader import RouteReader
 from poplin.dataplane.netlink.request import describe, object_of
 from poplin.dataplane.netlink.route_socket import RouteSocket
-from poplin.dataplane.netns import open_netns
+from poplin.dataplane.netns import in_namespace, open_netns
 from poplin.dataplane.nftables.socket import NftSocket
 from poplin.dataplane.sysctl import read_sysctl, write_sysctl
 from poplin.model.attachment import Attachment
@@ -201,6 +201,9 @@ class Reconciler:
         except KernelError:
             return
         try:
+            with in_namespace(netns_fd, RouteSocket) as pod:
+                if not is_wired(attachment, self._route, pod):
+                    return
             changes = mend_pod(self._wirings[attachment].pod, netns_fd)
         except PoplinError as error:
             work.failures.append(error)

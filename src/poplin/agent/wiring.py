@@ -72,16 +72,16 @@ class Wirer:
 
         The kernel needs some 30 ms to destroy a veth, whether one or many at once: a DEL does not wait for
         that. The pod's link goes down, loses its addresses and gives up its name; the node's side loses
-        its routes and neighbours.
+        its routes and neighbours. A namespace that is another pod's by now stays as it is.
         """
         wiring = compile_pod(attachment)
-        if netns_fd is not None:
-            with in_namespace(netns_fd, RouteSocket) as pod:
-                gone = pod.apply([Change(Link(attachment.ifname, up=False))])
-                if not gone:
-                    pod.apply([Remove(address) for address in wiring.pod.addresses])
-                    pod.rename(attachment.ifname, attachment.host_link)
         with self._host() as host:
+            if netns_fd is not None:
+                with in_namespace(netns_fd, RouteSocket) as pod:
+                    if is_wired(attachment, host, pod):
+                        pod.apply([Change(Link(attachment.ifname, up=False))])
+                        pod.apply([Remove(address) for address in wiring.pod.addresses])
+                        pod.rename(attachment.ifname, attachment.host_link)
             failures = host.apply(
                 [
                     *map(Remove, wiring.host.routes),
@@ -105,6 +105,17 @@ class Wirer:
             yield socket
         finally:
             self._sockets.put(socket)
+
+
+def is_wired(attachment: Attachment, host: RouteSocket, pod: RouteSocket) -> bool:
+    """Tell whether the two ends of the attachment's veth stand in these namespaces, and are one pair's.
+
+    The path of a namespace may lead to another one later (/proc/PID/ns/net), where the name is another's.
+    """
+    ours, theirs = host.link(attachment.host_link), pod.link(attachment.ifname)
+    if ours is None or theirs is None:
+        return False
+    return (ours.parent, theirs.parent) == (theirs.index, ours.index)
 
 
 def host_operations(attachment: Attachment, wiring: Wiring, netns_fd: int) -> list[Operation]:
