@@ -120,3 +120,25 @@ def encode_route_filter(ip_version: int, *, protocol: int, table: int) -> bytes:
     """The body of a dump of one family's routes; zero stands for any. Needs NETLINK_GET_STRICT_CHK."""
     header = RTMSG.pack(family(ip_version), 0, 0, 0, 0, protocol, 0, 0, 0)
     return header + (pack_u32(uapi.RTA_TABLE, table) if table else b"")
+
+
+def encode_route_query(destination: IPAddress, source: IPAddress | None, index: int) -> bytes:
+    """The body of RTM_GETROUTE for one packet: sent here, or (`index` not 0) come in from that link.
+
+    The kernel answers with the route that it would take, not with a copy made for the packet.
+    """
+    bits = destination.max_prefixlen
+    return b"".join(
+        (
+            RTMSG.pack(
+                family(destination.version),
+                bits,
+                bits if source is not None else 0,
+                *(0, 0, 0, 0, 0),
+                uapi.RTM_F_FIB_MATCH,
+            ),
+            pack(uapi.RTA_DST, destination.packed),
+            pack(uapi.RTA_SRC, source.packed) if source is not None else b"",
+            pack_u32(uapi.RTA_IIF, index) if index else b"",
+        )
+    )

@@ -32,9 +32,9 @@ from poplin.dataplane.netlink.neighbour import (
     is_permanent,
 )
 from poplin.dataplane.netlink.request import GONE, Request, describe, encode_operation, object_of
-from poplin.dataplane.netlink.route import decode_route, encode_route_filter
+from poplin.dataplane.netlink.route import decode_route, encode_route_filter, encode_route_query
 from poplin.model.errors import KernelError
-from poplin.model.kernel import Address, FdbEntry, Link, Neighbour, Route, Veth
+from poplin.model.kernel import Address, FdbEntry, IPAddress, Link, Neighbour, Route, Veth
 from poplin.plan.operation import Change, Operation, Put, Remove
 
 T = TypeVar("T")
@@ -113,6 +113,25 @@ class RouteSocket(AbstractContextManager["RouteSocket"]):
                 if not (table and error.errno == errno.ENOENT):
                     raise
         return bodies
+
+    def route_to(
+        self, destination: IPAddress, *, source: IPAddress | None = None, incoming: str = ""
+    ) -> Route:
+        """The route that a packet takes which is sent here or, given `incoming`, comes in from that link.
+
+        As `ip route get fibmatch`. Raises KernelError: ENETUNREACH without a route, EHOSTUNREACH for an
+        unreachable one, EXDEV or EINVAL where the packet would not be let in.
+        """
+        self.names.forget()
+        index = self.names.index_of(incoming) if incoming else 0
+        answer = self._channel.ask(uapi.RTM_GETROUTE, encode_route_query(destination, source, index))
+        where = f"route to {destination}"
+        if isinstance(answer, Answer):
+            raise kernel_error(answer, where=where)
+        route = decode_route(answer.body, self.names.name_of)
+        if route is None:
+            raise KernelError("a route of an unknown kind", errno=errno.EOPNOTSUPP, where=where)
+        return route
 
     def neighbours(self, *, link: str = "") -> list[Neighbour]:
         """Permanent neighbours of both families, of one link or of all."""

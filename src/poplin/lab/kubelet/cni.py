@@ -57,7 +57,7 @@ def add(conflist: Json, attachment: Attachment, bin_dirs: Sequence[Path]) -> Jso
     result: Json | None = None
     try:
         for plugin in conflist["plugins"]:
-            config = _plugin_config(conflist, plugin, attachment, result)
+            config = make_config(conflist, plugin, attachment, result)
             result = msgspec.json.decode(_execute("ADD", plugin["type"], config, attachment, bin_dirs))
     except PoplinError:
         delete(conflist, attachment, bin_dirs, result)
@@ -71,7 +71,7 @@ def delete(
     """Detach, the last plugin first, going on past failures, which are returned."""
     failures = []
     for plugin in reversed(conflist["plugins"]):
-        config = _plugin_config(conflist, plugin, attachment, result)
+        config = make_config(conflist, plugin, attachment, result)
         try:
             _execute("DEL", plugin["type"], config, attachment, bin_dirs)
         except PoplinError as error:
@@ -79,7 +79,23 @@ def delete(
     return failures
 
 
-def _plugin_config(conflist: Json, plugin: Json, attachment: Attachment, previous: Json | None) -> Json:
+def make_variables(command: str, attachment: Attachment, bin_dirs: Sequence[Path]) -> dict[str, str]:
+    """What a plugin finds in its environment (specification, "Parameters")."""
+    return {
+        "CNI_COMMAND": command,
+        "CNI_CONTAINERID": attachment.container_id,
+        "CNI_NETNS": attachment.netns,
+        "CNI_IFNAME": IFNAME,
+        "CNI_PATH": ":".join(map(str, bin_dirs)),
+        "CNI_ARGS": (
+            f"IgnoreUnknown=1;K8S_POD_NAMESPACE={attachment.namespace};K8S_POD_NAME={attachment.name};"
+            f"K8S_POD_INFRA_CONTAINER_ID={attachment.container_id};K8S_POD_UID={attachment.uid}"
+        ),
+    }
+
+
+def make_config(conflist: Json, plugin: Json, attachment: Attachment, previous: Json | None) -> Json:
+    """What a plugin reads from its standard input: its own part of the list, and what the list adds to it."""
     config = {**plugin, "cniVersion": conflist.get("cniVersion", ""), "name": conflist.get("name", "")}
     wanted = {
         capability: attachment.capabilities[capability]
@@ -100,18 +116,7 @@ def _execute(
     if program is None:
         places = ", ".join(map(str, bin_dirs))
         raise TemporaryError(f"CNI plugin {kind} not found", where=places, remedy="install it there")
-    environment = {
-        "PATH": os.environ.get("PATH", ""),
-        "CNI_COMMAND": command,
-        "CNI_CONTAINERID": attachment.container_id,
-        "CNI_NETNS": attachment.netns,
-        "CNI_IFNAME": IFNAME,
-        "CNI_PATH": ":".join(map(str, bin_dirs)),
-        "CNI_ARGS": (
-            f"IgnoreUnknown=1;K8S_POD_NAMESPACE={attachment.namespace};K8S_POD_NAME={attachment.name};"
-            f"K8S_POD_INFRA_CONTAINER_ID={attachment.container_id};K8S_POD_UID={attachment.uid}"
-        ),
-    }
+    environment = {"PATH": os.environ.get("PATH", ""), **make_variables(command, attachment, bin_dirs)}
     try:
         done = subprocess.run(
             [program],
