@@ -70,7 +70,7 @@ class StandInHandler:
     async def check(self, request, netns_fd):
         await self._take(request, netns_fd)
 
-    async def delete(self, request):
+    async def delete(self, request, netns_fd):
         await self._take(request)
 
     async def gc(self, request):
