@@ -14,7 +14,7 @@ import msgspec
 import yaml
 
 from poplin.apiserver.server import ApiServer, Settings, serve
-from poplin.datastore.client import STRATEGIC_MERGE, ApiClient, Query, RefusedError, Stream
+from poplin.datastore.client import STRATEGIC_MERGE, ApiClient, Query, RefusedError, Stream, Unreachable
 from poplin.datastore.kubeconfig import read_kubeconfig
 from poplin.datastore.reflector import Reflector
 from poplin.datastore.source import Put, Replaced
@@ -102,11 +102,50 @@ class LateClient(ApiClient):
             yield LateStream(stream, self.lag_s)
 
 
+class CutStream:
+    """A watch that ends when its client is cut off."""
+
+    def __init__(self, stream: Stream, client: "FragileClient") -> None:
+        self._stream = stream
+        self._client = client
+
+    async def read(self, limit_s: float) -> bytes | None:
+        reading = asyncio.create_task(self._stream.read(limit_s))
+        cutting = asyncio.create_task(self._client.cut.wait())
+        done, waiting = await asyncio.wait({reading, cutting}, return_when=asyncio.FIRST_COMPLETED)
+        for task in waiting:
+            task.cancel()
+        return reading.result() if reading in done and not self._client.cut.is_set() else b""
+
+
+class FragileClient(ApiClient):
+    """A client that can be cut off from its server: `cut` while it is."""
+
+    def __init__(self, *arguments: Any, **more: Any) -> None:
+        super().__init__(*arguments, **more)
+        self.cut = asyncio.Event()
+
+    async def request(self, method: str, path: str, **more: Any) -> bytes:
+        self._check(path)
+        return await super().request(method, path, **more)
+
+    @contextlib.asynccontextmanager
+    async def stream(self, path: str, query: Query) -> AsyncIterator[Any]:
+        self._check(path)
+        async with super().stream(path, query) as stream:
+            yield CutStream(stream, self)
+
+    def _check(self, path: str) -> None:
+        if self.cut.is_set():
+            raise Unreachable("cut off", where=path)
+
+
 class Lab:
     """The cluster as a test uses it."""
 
-    def __init__(self, client: ApiClient, server: ApiServer, kubeconfig: Path) -> None:
+    def __init__(self, client: ApiClient, theirs: ApiClient, server: ApiServer, kubeconfig: Path) -> None:
         self.client = client
+        self.theirs = theirs
         self.server = server
         self.kubeconfig = kubeconfig
 
@@ -177,7 +216,7 @@ async def running_lab(
             server.write_kubeconfig(kubeconfig, f"https://127.0.0.1:{listener.getsockname()[1]}")
             client = await stack.enter_async_context(ApiClient(read_kubeconfig([kubeconfig])))
             theirs = await stack.enter_async_context(client_of(client.access))
-            lab = Lab(client, server, kubeconfig)
+            lab = Lab(client, theirs, server, kubeconfig)
             for number in range(nodes):
                 await lab.add_node(f"node-{number}")
             tasks = [

@@ -8,9 +8,11 @@ from ipaddress import ip_network
 
 import pytest
 
-from e2e.lab_cluster import LateClient, running_lab
+from e2e.lab_cluster import NETWORKS, FragileClient, LateClient, running_lab
 from poplin.apiserver.status import forbidden
 from poplin.lab.controllers.object import format_time
+from poplin.lab.controllers.runtime import run
+from poplin.model.errors import InvalidInputError
 
 needs_kubectl = pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl is not installed")
 
@@ -317,7 +319,7 @@ async def test_a_controller_that_is_not_asked_for_does_nothing(tmp_path):
         assert not any("podCIDR" in node["spec"] for node in await lab.list("Node"))
 
 
-async def test_what_the_server_refuses_is_told_and_tried_again(tmp_path):
+async def test_what_the_server_refuses_is_told_and_tried_again(tmp_path, caplog):
     async with running_lab(tmp_path) as lab:
         refusing = True
 
@@ -332,6 +334,49 @@ async def test_what_the_server_refuses_is_told_and_tried_again(tmp_path):
             return any(one["reason"] == "FailedCreate" for one in await lab.list("Event"))
 
         await lab.until(told)
+        await asyncio.sleep(1)  # three attempts more
         assert await lab.list("Pod") == []
+        assert sum("exceeded quota" in record.message for record in caplog.records) == 1
         refusing = False
         await lab.until(available(lab, "ReplicaSet", "web", 1))
+
+
+async def test_controllers_that_start_with_no_memory_find_nothing_to_do(tmp_path):
+    async with running_lab(tmp_path) as lab:
+        await lab.apply(workload("Deployment", replicas=3))
+        await lab.apply(workload("DaemonSet", "agent"))
+        await lab.apply(workload("StatefulSet", "db", replicas=2, serviceName="db"))
+        await lab.until(available(lab, "Deployment", "web", 3))
+        await lab.until(available(lab, "StatefulSet", "db", 2))
+    async with running_lab(tmp_path, nodes=0, controllers=[]) as lab:
+        before = lab.server.store.revision
+        again = asyncio.create_task(run(lab.client, cluster_networks=NETWORKS))
+        await asyncio.sleep(1)
+        assert lab.server.store.revision == before
+        await lab.patch("Deployment", "web", {"spec": {"replicas": 4}})
+        await lab.until(available(lab, "Deployment", "web", 4))
+        again.cancel()
+
+
+async def test_cut_off_from_the_server_nothing_is_decided_and_then_all_is_made_good(tmp_path):
+    async with running_lab(tmp_path, client_of=FragileClient) as lab:
+        await lab.apply(workload("Deployment", replicas=3))
+        await lab.until(available(lab, "Deployment", "web", 3))
+        lab.theirs.cut.set()
+        for pod in await lab.list("Pod"):
+            await lab.delete("Pod", pod["metadata"]["name"])
+        await lab.until(counts_pods(lab, 0))
+        await lab.apply(workload("ReplicaSet", "other", replicas=1))
+        await asyncio.sleep(0.3)
+        assert await lab.list("Pod") == []
+        lab.theirs.cut.clear()
+        await lab.until(counts_pods(lab, 4))
+        await lab.until(available(lab, "Deployment", "web", 3))
+        await lab.until(available(lab, "ReplicaSet", "other", 1))
+        assert len(await lab.list("Pod")) == 4
+
+
+async def test_a_name_that_no_controller_has(tmp_path):
+    async with running_lab(tmp_path, controllers=[]) as lab:
+        with pytest.raises(InvalidInputError, match="no such controller"):
+            await run(lab.client, cluster_networks=NETWORKS, controllers=["proxy"])

@@ -7,7 +7,7 @@ from contextlib import aclosing
 from datetime import UTC, datetime
 from typing import Final
 
-from poplin.datastore.client import ApiClient
+from poplin.datastore.client import ApiClient, RefusedError
 from poplin.datastore.reflector import Reflector
 from poplin.datastore.resource import Resource
 from poplin.datastore.source import Replaced, Resumed, Unavailable
@@ -145,10 +145,8 @@ class Runtime:
         now = datetime.now(UTC)
         try:
             outcome = controller.decide(self._cluster, key, now)
-        except Exception as error:
-            # One object that a controller cannot cope with must not stop the others.
-            log.exception("%s: %s", controller.name, "/".join(key))
-            self._fail(work, repr(error))
+        except Exception as error:  # noqa: BLE001  - one object that a controller cannot cope with stops no other
+            self._fail(work, error)
             return
         if outcome.again is not None:
             self._alarm(work, max(0.0, (outcome.again - now).total_seconds()))
@@ -163,16 +161,20 @@ class Runtime:
         errors = await self._writer.write(outcome.writes, controller.name)
         self._busy.discard(work)
         if errors:
-            self._fail(work, str(errors[0]))
+            self._fail(work, errors[0])
         else:
             self._failures.pop(work, None)
         self._woken.set()
 
-    def _fail(self, work: Work, why: str) -> None:
-        """Try again later. The same error of the same object is logged once."""
+    def _fail(self, work: Work, error: Exception) -> None:
+        """Try again later. The same error of the same object is logged once; that others write too is none."""
         count, before = self._failures.get(work, (0, ""))
+        why = str(error) if isinstance(error, PoplinError) else repr(error)
         if why != before:
-            log.warning("%s: %s: %s", work[0].name, "/".join(work[1]), why)
+            conflict = isinstance(error, RefusedError) and error.status == 409
+            level = logging.DEBUG if conflict else logging.WARNING
+            trace = None if isinstance(error, PoplinError) else error
+            log.log(level, "%s: %s: %s", work[0].name, "/".join(work[1]), why, exc_info=trace)
         self._failures[work] = (count + 1, why)
         self._alarm(work, RETRY_S[min(count, len(RETRY_S) - 1)])
 

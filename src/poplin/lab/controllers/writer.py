@@ -70,7 +70,7 @@ class Writer:
                     case Bind():
                         name = await self._bind(write)
         except RefusedError as error:
-            if error.status == 404 and isinstance(write, Patch | Delete):
+            if error.status == 404 and isinstance(write, Patch | Delete | Bind):
                 return None  # it is gone, and the watch will say so
             if isinstance(write, Create) and write.event is not None and error.reason != "AlreadyExists":
                 self._tell(
