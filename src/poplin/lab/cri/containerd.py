@@ -1,0 +1,199 @@
+"""A containerd for each node: in the node's network namespace, with mounts and well-known paths of its own.
+
+It runs in a mount namespace of its own, so that what it mounts (layers, shared memory) goes with its last
+process, however that ends; only the names of the pods' network namespaces are seen outside, where the agent
+looks for them. Over /run/containerd, a path that shims have built in, lies the node's own directory, so that
+neither another node's containerd nor the machine's is in the way.
+
+Seen with Debian 12's containerd 1.6.20 and runc 1.1.5, on kernel 6.18:
+- The cgroups are version 1 (with an empty version 2 at `unified`), mounted writable below /sys/fs/cgroup, and
+  there is no systemd: the cgroupfs driver. `ip netns exec` would hide them under a fresh /sys, so the network
+  namespace is entered by setns(2).
+- Without CAP_SYS_RESOURCE no process may lower its oom_score_adj, and every sandbox asks for -998:
+  `restrict_oom_score_adj` makes that the lowest that is allowed.
+- The overlayfs snapshotter works, on ext4 as on tmpfs; native would copy every layer for each container.
+- It has its own idea of a loopback: the plugin `loopback` must be in `bin_dir`, or no sandbox comes up.
+"""
+
+import os
+import shutil
+import subprocess
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, NoReturn
+
+from poplin.dataplane.netns import open_netns
+from poplin.lab.cri.mounts import read_mounts, share_directory, unmount_below
+from poplin.lab.isolation import (
+    CLONE_NEWNET,
+    CLONE_NEWNS,
+    MS_BIND,
+    MS_NODEV,
+    MS_NOEXEC,
+    MS_NOSUID,
+    MS_REC,
+    MS_SLAVE,
+    mount,
+    setns,
+    unshare,
+)
+from poplin.model.errors import PoplinError, TemporaryError
+
+CGROUPS: Final = Path("/sys/fs/cgroup")
+IMAGE_NAMESPACE: Final = "k8s.io"
+"""containerd's own namespace for what comes by CRI."""
+
+_BUILT_IN: Final = Path("/run/containerd")
+"""Where shims make their sockets and runc keeps its state, whatever the configuration says."""
+_LOOPBACK: Final = (Path("/usr/lib/cni/loopback"), Path("/opt/cni/bin/loopback"))
+IMPORT_TIMEOUT_S: Final = 300
+
+
+@dataclass(frozen=True, slots=True)
+class Containerd:
+    """One node's containerd. `cgroup` is the parent of all its pods' cgroups, a path below each hierarchy."""
+
+    directory: Path
+    netns: Path
+    cni_conf: Path
+    cni_bin: Path
+    cgroup: str
+    sandbox_image: str
+
+    @property
+    def socket(self) -> Path:
+        """Where it serves CRI."""
+        return self.directory / "containerd.sock"
+
+    @property
+    def config(self) -> Path:
+        return self.directory / "config.toml"
+
+    @property
+    def state(self) -> Path:
+        return self.directory / "state"
+
+    @property
+    def netns_names(self) -> Path:
+        """Where the names of pods' network namespaces are mounted."""
+        return self.state / "io.containerd.grpc.v1.cri" / "netns"
+
+    @property
+    def built_in(self) -> Path:
+        """What it sees at /run/containerd."""
+        return self.directory / "run"
+
+    def make_config(self) -> str:
+        """The text of its configuration (containerd's docs/cri/config.md, version 2)."""
+        return f"""\
+version = 2
+root = "{self.directory}/root"
+state = "{self.state}"
+disabled_plugins = ["io.containerd.internal.v1.opt", "io.containerd.snapshotter.v1.btrfs",
+  "io.containerd.snapshotter.v1.devmapper", "io.containerd.snapshotter.v1.zfs", "io.containerd.snapshotter.v1.aufs"]
+
+[grpc]
+  address = "{self.socket}"
+
+[plugins."io.containerd.grpc.v1.cri"]
+  sandbox_image = "{self.sandbox_image}"
+  restrict_oom_score_adj = {"false" if _may_lower_oom_score() else "true"}
+  netns_mounts_under_state_dir = true
+  disable_apparmor = true
+
+  [plugins."io.containerd.grpc.v1.cri".cni]
+    bin_dir = "{self.cni_bin}"
+    conf_dir = "{self.cni_conf}"
+
+  [plugins."io.containerd.grpc.v1.cri".containerd]
+    snapshotter = "overlayfs"
+
+    [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
+      runtime_type = "io.containerd.runc.v2"
+
+      [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc.options]
+        SystemdCgroup = false
+"""
+
+    def prepare(self) -> None:
+        """Make its files on the node. What an earlier life left stays. Raises PoplinError where programs are missing."""
+        find_program("containerd")
+        find_program("runc")
+        for path in (self.netns_names, self.built_in, self.cni_conf, self.cni_bin):
+            path.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self.config.write_text(self.make_config())
+        loopback = next((path for path in _LOOPBACK if path.exists()), None)
+        if loopback is None:
+            raise PoplinError(
+                "the CNI plugin `loopback` is not here, and containerd makes no pod without it",
+                where=", ".join(map(str, _LOOPBACK)),
+                remedy="install containernetworking-plugins",
+            )
+        if not (self.cni_bin / loopback.name).exists():
+            shutil.copy(loopback, self.cni_bin)
+        share_directory(self.netns_names)
+
+    def become(self) -> NoReturn:
+        """Become it, in a child with one thread, after `prepare`. Never returns; raises OSError or KernelError."""
+        program = find_program("containerd")
+        setns(open_netns(self.netns), CLONE_NEWNET)
+        unshare(CLONE_NEWNS)
+        for one in read_mounts():
+            # A mount that was unmounted meanwhile, or lies under another, needs no care.
+            if one.shared and not one.path.is_relative_to(self.netns_names):
+                with suppress(PoplinError):
+                    mount("", one.path, "", MS_SLAVE)
+        # Which processes there are is a question of the PID namespace, which the child may have of its own.
+        mount("proc", Path("/proc"), "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC)
+        _BUILT_IN.mkdir(exist_ok=True, mode=0o711)
+        mount(str(self.built_in), _BUILT_IN, "", MS_BIND | MS_REC)
+        os.chdir("/")
+        os.execv(program, [program, "--config", str(self.config)])  # noqa: S606  - no shell is wanted
+
+    def import_images(self, archive: Path) -> None:
+        """Put an image archive (OCI's or docker's) into its store. Blocks. Raises TemporaryError."""
+        command = [find_program("ctr"), "--address", str(self.socket), "--namespace", IMAGE_NAMESPACE]
+        try:
+            # All platforms: an archive made for this machine alone may not name it.
+            subprocess.run(
+                [*command, "images", "import", "--all-platforms", str(archive)],
+                check=True,
+                capture_output=True,
+                timeout=IMPORT_TIMEOUT_S,
+            )
+        except subprocess.CalledProcessError as error:
+            message = error.stderr.decode(errors="replace").strip()
+            raise TemporaryError(f"cannot import: {message}", where=str(archive)) from error
+        except subprocess.TimeoutExpired as error:
+            raise TemporaryError(f"not imported within {IMPORT_TIMEOUT_S} s", where=str(archive)) from error
+
+    def remove(self) -> None:
+        """Remove what is left when its processes are gone: names of namespaces, cgroups, files."""
+        unmount_below(self.directory)
+        remove_cgroup(self.cgroup)
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+
+def find_program(name: str) -> str:
+    """The path of a program. Raises PoplinError."""
+    path = shutil.which(name)
+    if path is None:
+        raise PoplinError(f"{name} is not installed", remedy="install Debian's packages containerd and runc")
+    return path
+
+
+def remove_cgroup(name: str) -> None:
+    """Remove an own cgroup and all below it, in every hierarchy; none of them has a process any more."""
+    for hierarchy in (CGROUPS, *CGROUPS.iterdir()):
+        top = hierarchy / name.lstrip("/")
+        for directory, _, _ in os.walk(top, topdown=False):
+            with suppress(OSError):
+                os.rmdir(directory)  # noqa: PTH106  - os.walk gives text
+
+
+def _may_lower_oom_score() -> bool:
+    """Whether CAP_SYS_RESOURCE (bit 24, linux/capability.h) is among our capabilities."""
+    status = Path("/proc/self/status").read_text()
+    effective = int(status.partition("CapEff:")[2].split()[0], 16)
+    return bool(effective >> 24 & 1)
