@@ -104,6 +104,7 @@ class Reconciler:
         self._table: Table | None = None
         self._table_known = False
         self._wirings: dict[Attachment, Wiring] = {}
+        self._adopted = False
         self.route_ports = frozenset({self._route.port})
         self.nft_ports = frozenset({self._nft.port})
 
@@ -142,7 +143,9 @@ class Reconciler:
     def _read(self) -> NetworkState:
         if self._state is None:
             self._registry.forget_news()
-            self._state = read_state(self._route, self._routes)
+            state = read_state(self._route, self._routes)
+            self._state = state if self._adopted else self._with_adopted_routes(state)
+            self._adopted = True
         return self._state
 
     def _compile(self, inputs: Inputs, actual: NetworkState) -> tuple[Network | None, PoplinError | None]:
@@ -150,6 +153,12 @@ class Reconciler:
             return None, inputs.hold
         underlays = find_underlays(
             actual.links,
+    def _with_adopted_routes(self, state: NetworkState) -> NetworkState:
+        """Add what others, flanneld before us, have put on devices that may become ours."""
+        overlays = [name for name, link in state.links.items() if link.kind == "vxlan"]
+        routes = (route for name in overlays for route in self._route.routes(link=name))
+        return replace(state, routes=state.routes.union(routes))
+
             actual.addresses,
             (*self._config.public_ips, *inputs.own.internal_addresses),
             interface=self._config.interface,

@@ -116,10 +116,11 @@ def decode_protocol(body: bytes) -> int:
     return cast("int", protocol)
 
 
-def encode_route_filter(ip_version: int, *, protocol: int, table: int) -> bytes:
+def encode_route_filter(ip_version: int, *, protocol: int, table: int, index: int = 0) -> bytes:
     """The body of a dump of one family's routes; zero stands for any. Needs NETLINK_GET_STRICT_CHK."""
     header = RTMSG.pack(family(ip_version), 0, 0, 0, 0, protocol, 0, 0, 0)
-    return header + (pack_u32(uapi.RTA_TABLE, table) if table else b"")
+    table_ = pack_u32(uapi.RTA_TABLE, table) if table else b""
+    return header + table_ + (pack_u32(uapi.RTA_OIF, index) if index else b"")
 
 
 def encode_route_query(destination: IPAddress, source: IPAddress | None, index: int) -> bytes:

@@ -94,18 +94,19 @@ class RouteSocket(AbstractContextManager["RouteSocket"]):
         body = encode_address_filter(self.names.index_of(link) if link else 0)
         return self._dump(uapi.RTM_GETADDR, body, decode_address, "addresses")
 
-    def routes(self, *, protocol: int = 0, table: int = 0) -> list[Route]:
-        """Routes of both families, of one protocol and table or (0) of any; the kernel does the choosing."""
-        bodies = self.route_bodies(protocol=protocol, table=table)
+    def routes(self, *, protocol: int = 0, table: int = 0, link: str = "") -> list[Route]:
+        """Routes of both families, of one protocol, table and link, or of any; the kernel does the choosing."""
+        bodies = self.route_bodies(protocol=protocol, table=table, link=link)
         routes = (decode_route(body, self.names.name_of) for body in bodies)
         return [route for route in routes if route is not None]
 
-    def route_bodies(self, *, protocol: int = 0, table: int = 0) -> list[bytes]:
+    def route_bodies(self, *, protocol: int = 0, table: int = 0, link: str = "") -> list[bytes]:
         """The same, not decoded (`RouteReader`)."""
         self.names.forget()
+        index = self.names.index_of(link) if link else 0
         bodies = []
         for version in (4, 6):
-            filter_ = encode_route_filter(version, protocol=protocol, table=table)
+            filter_ = encode_route_filter(version, protocol=protocol, table=table, index=index)
             try:
                 bodies += self._channel.dump(uapi.RTM_GETROUTE, filter_, where=f"IPv{version} routes")
             except KernelError as error:
