@@ -40,20 +40,17 @@ def node(netns, family):
     node, pod, peer = netns(), netns(), netns()
     in_namespace(node.fd, lambda: write_sysctl("net/ipv4/ip_forward", 1))
     in_namespace(node.fd, lambda: write_sysctl("net/ipv6/conf/all/forwarding", 1))
-    veths = [
-        Put(Veth(Link(name, "veth"), Link("eth0"), fd)) for name, fd in (("eth0", peer.fd), ("pop0", pod.fd))
-    ]
-    assert node.socket.apply(veths) == []
-    # An IPv6 address is no local one before its link has a carrier.
-    for other in (pod, peer):
-        assert other.socket.apply([Change(Link("eth0"))]) == []
     objects = [
+        Veth(Link("eth0", "veth"), Link("eth0"), peer.fd),
+        Veth(Link("pop0", "veth"), Link("eth0"), pod.fd),
         Address("eth0", ip_interface(family.node)),
         Route(ip_network(family.pod), link="pop0"),
         Route(ip_network(family.remote), ip_address(family.gateway), "eth0", metric=7),
         Route(ip_network(family.unreachable), kind=RouteKind.UNREACHABLE),
     ]
     assert node.socket.apply(map(Put, objects)) == []
+    for other in (pod, peer):
+        assert other.socket.apply([Change(Link("eth0"))]) == []
     return node
 
 
@@ -67,8 +64,7 @@ def test_the_route_is_the_one_in_the_table(node, family):
 def test_a_pods_packet_is_asked_for_as_it_comes_in(node, family):
     remote, pod = ip_network(family.remote), ip_address(family.pod)
     assert node.socket.route_to(remote[9], source=pod, incoming="pop0").destination == remote
-    own = node.socket.route_to(ip_interface(family.node).ip, source=pod, incoming="pop0")
-    assert own.kind is RouteKind.LOCAL
+    assert node.socket.route_to(pod, source=remote[9], incoming="eth0").link == "pop0"
 
 
 def test_the_kernels_reason_for_no_route_is_told(node, family):
