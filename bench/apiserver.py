@@ -1,12 +1,11 @@
 """The embedded API server: requests and watch events a second, the time of large lists, memory.
 
-    python -m bench.apiserver [--pods N] [--json]
+    python -m bench.apiserver [--json]
 
 The server runs in a process of its own and is asked over TLS on 127.0.0.1, as clients do. Loads are bounded by
 counts. Memory is the server's resident set with all pods stored and cached.
 """
 
-import argparse
 import asyncio
 import contextlib
 import json
@@ -20,6 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+
+from bench.report import Figure, main
 
 PROGRAM = """
 import asyncio, socket, sys
@@ -35,6 +36,7 @@ asyncio.run(main())
 PODS = "/api/v1/namespaces/default/pods"
 MAPS = "/api/v1/namespaces/default/configmaps"
 CONCURRENCY = 32
+PODS_STORED = 10_000
 
 
 def make_pod(index: int) -> dict[str, Any]:
@@ -194,25 +196,13 @@ async def measure(pods: int) -> dict[str, float]:
     return results
 
 
-def run(pods: int = 10_000) -> dict[str, float]:
-    """All measurements by name."""
-    return asyncio.run(measure(pods))
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--pods", type=int, default=10_000)
-    parser.add_argument("--json", action="store_true")
-    arguments = parser.parse_args()
-    results = run(arguments.pods)
-    if arguments.json:
-        print(json.dumps(results))
-        return
-    for name, value in results.items():
-        print(f"{name:26}{value:12.1f}")
+def run() -> list[Figure]:
+    """All measurements; the unit is the last word of each one's name."""
+    results = asyncio.run(measure(PODS_STORED))
+    return [
+        Figure(name.rpartition(" ")[0], value, name.rpartition(" ")[2]) for name, value in results.items()
+    ]
 
 
 if __name__ == "__main__":
-    main()
+    main(f"The embedded API server with {PODS_STORED} pods", run)

@@ -6,14 +6,11 @@ Everything happens in network namespaces of its own. Rounds are interleaved and 
 pyroute2 works on fewer routes, and its rate is compared.
 """
 
-import json
 import os
 import secrets
 import socket
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
 from ipaddress import (
     IPv4Address,
     IPv4Interface,
@@ -28,6 +25,7 @@ from time import perf_counter
 
 import pyroute2
 
+from bench.report import Figure, against, at_least, main, within
 from poplin.dataplane.netlink.reader import RouteReader
 from poplin.dataplane.netlink.route_socket import RouteSocket
 from poplin.dataplane.netns import create_netns, delete_netns, in_namespace, open_netns
@@ -43,23 +41,6 @@ route with every next hop of its device (net/ipv4/fib_semantics.c, fib_find_info
 ROUNDS = 10
 PODS = 20
 HOST_MAC = "ee:ee:ee:ee:ee:ee"
-
-
-@dataclass(frozen=True, slots=True)
-class Figure:
-    """`budget` is the most, or for a rate the least, that `value` may be; None where it is only told."""
-
-    value: float
-    unit: str
-    budget: float | None = None
-
-    @property
-    def verdict(self) -> str:
-        """Whether the budget is kept."""
-        if self.budget is None:
-            return ""
-        kept = self.value >= self.budget if self.unit.endswith("/s") else self.value <= self.budget
-        return "ok" if kept else "MISSED"
 
 
 class TimedSocket:
@@ -129,7 +110,7 @@ def routes(version: int, count: int, gateways: int) -> list[Route]:
     ]
 
 
-def measure_routes(version: int) -> dict[str, Figure]:
+def measure_routes(version: int) -> list[Figure]:
     """Program, read back and compare; each round also pyroute2's share."""
     wanted = routes(version, ROUTES, GATEWAYS)
     desired = frozenset(wanted)
@@ -154,16 +135,15 @@ def measure_routes(version: int) -> dict[str, Figure]:
             times["resync"] += [timed(lambda: resync(reader, desired)) for _ in range(2)]  # noqa: B023  - called at once
             checked(netlink, [Remove(route) for route in wanted])
     name = f"IPv{version}"
-    return {
-        f"{name}: program {ROUTES} routes": Figure(ROUTES / median(times["put"]), "routes/s", 90_000),
-        f"{name}: pyroute2 programs {PEER_ROUTES}": Figure(
-            PEER_ROUTES / median(times["peer put"]), "routes/s"
-        ),
-        f"{name}: resync {ROUTES} routes, nothing to do": Figure(median(times["resync"]) * 1e3, "ms", 150),
-        f"{name}: first read of {ROUTES} routes": Figure(median(times["first"]) * 1e3, "ms"),
-        f"{name}: pyroute2 reads {PEER_ROUTES}": Figure(PEER_ROUTES / median(times["peer dump"]), "routes/s"),
-        f"{name}: resync as a rate": Figure(ROUTES / median(times["resync"]), "routes/s"),
-    }
+    put, peer_put = ROUTES / median(times["put"]), PEER_ROUTES / median(times["peer put"])
+    read, peer_read = ROUTES / median(times["resync"]), PEER_ROUTES / median(times["peer dump"])
+    return [
+        at_least(f"{name}: program {ROUTES} routes", put, "routes/s", 90_000),
+        against(f"{name}: the same beside pyroute2", put, "routes/s", "pyroute2", peer_put),
+        within(f"{name}: resync, nothing to do", median(times["resync"]) * 1e3, "ms", 150),
+        against(f"{name}: the same beside pyroute2's read", read, "routes/s", "pyroute2", peer_read),
+        Figure(f"{name}: first read of {ROUTES} routes", median(times["first"]) * 1e3, "ms"),
+    ]
 
 
 def resync(reader: RouteReader, desired: frozenset[Route]) -> None:
@@ -191,13 +171,13 @@ def put_with_peer(peer: pyroute2.IPRoute, wanted: list[Route], index: int) -> No
         )
 
 
-def measure_own_gateways(count: int) -> dict[str, Figure]:
+def measure_own_gateways(count: int) -> list[Figure]:
     """Each route with its own gateway, as each node of an overlay has."""
     puts: list[Operation] = [Put(route) for route in routes(4, count, count)]
     with namespace() as fd, in_namespace(fd, RouteSocket) as netlink:
         checked(netlink, [Change(Link("lo")), Put(Link("vxlan1", kind="vxlan", vxlan=Vxlan(1, 8472)))])
         seconds = timed(lambda: checked(netlink, puts))
-    return {f"IPv4: program {count} routes, each its own gateway": Figure(count / seconds, "routes/s")}
+    return [Figure(f"IPv4: program {count} routes, each its own gateway", count / seconds, "routes/s")]
 
 
 def host_operations(number: int, fd: int) -> list[Operation]:
@@ -296,7 +276,7 @@ def make_pod_with_peer(peer: pyroute2.IPRoute, number: int, fd: int) -> float:
     return perf_counter() - start
 
 
-def measure_pods() -> dict[str, Figure]:
+def measure_pods() -> list[Figure]:
     """Pods of both families, each in a namespace that the runtime would have made."""
     ours, kernel, peers = [], [], []
     with ExitStack() as stack:
@@ -309,39 +289,20 @@ def measure_pods() -> dict[str, Figure]:
             ours.append(total)
             kernel.append(inside)
             peers.append(make_pod_with_peer(peer, 2 * number + 1, stack.enter_context(namespace())))
-    return {
-        "dual-stack pod: pair, addresses, neighbours, routes": Figure(median(ours) * 1e3, "ms", 1.0),
-        "  of that inside send and recv": Figure(median(kernel) * 1e3, "ms"),
-        "  the same by pyroute2": Figure(median(peers) * 1e3, "ms"),
-    }
+    spent_ms, peers_ms = median(ours) * 1e3, median(peers) * 1e3
+    return [
+        within("dual-stack pod: pair and all that is on it", spent_ms, "ms", 1.0),
+        Figure("  of that inside send and recv", median(kernel) * 1e3, "ms"),
+        against("  the same beside pyroute2", spent_ms, "ms", "pyroute2", peers_ms),
+    ]
 
 
-def measure() -> dict[str, Figure]:
+def run() -> list[Figure]:
     """All figures, in the order in which they are printed."""
-    figures: dict[str, Figure] = {}
-    for version in (4, 6):
-        figures |= measure_routes(version)
-    for count in (1000, 5000):
-        figures |= measure_own_gateways(count)
-    return figures | measure_pods()
-
-
-def run() -> dict[str, dict[str, float | str | None]]:
-    """By what was measured: value, unit, budget and whether it is kept ("ok", "MISSED", "" without one)."""
-    return {name: {**asdict(figure), "verdict": figure.verdict} for name, figure in measure().items()}
-
-
-def main() -> int:
-    """Print the figures; status 1 where a budget is missed."""
-    figures = run()
-    if "--json" in sys.argv[1:]:
-        print(json.dumps(figures, indent=2))
-    else:
-        for name, of in figures.items():
-            budget = "" if of["budget"] is None else f"budget {of['budget']:>8,}"
-            print(f"{name:<56} {of['value']:>12,.2f} {of['unit']:<9} {budget} {of['verdict']}".rstrip())
-    return int(any(of["verdict"] == "MISSED" for of in figures.values()))
+    figures = [figure for version in (4, 6) for figure in measure_routes(version)]
+    figures += [figure for count in (1000, 5000) for figure in measure_own_gateways(count)]
+    return figures + measure_pods()
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main("rtnetlink: routes and pods, beside pyroute2", run)

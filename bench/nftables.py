@@ -5,12 +5,10 @@
 Everything happens in network namespaces of its own. Times are medians; what is compared is interleaved.
 """
 
-import json
 import os
 import secrets
 import socket
 import subprocess
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -19,6 +17,7 @@ from ipaddress import IPv4Address
 from statistics import median
 from time import perf_counter
 
+from bench.report import Figure, main, within
 from poplin.compile.nft_rule import (
     DPORT,
     IIF,
@@ -75,11 +74,15 @@ BUDGETS_MS = {
 }
 
 
-def run() -> dict[str, float]:
-    """Milliseconds by what was measured; of "ns a packet" nanoseconds, over the same path without the rule."""
+def run() -> list[Figure]:
+    """Milliseconds of transactions; and what rules cost a packet, over the same path without the rule."""
     with namespace() as netns_fd, entered(netns_fd), NftSocket() as nft:
         results = writes(nft) | resyncs(nft) | additions(nft)
-    return results | packets()
+    figures = [
+        within(name, spent, "ms", BUDGETS_MS[name]) if name in BUDGETS_MS else Figure(name, spent, "ms")
+        for name, spent in results.items()
+    ]
+    return figures + [Figure(f"a packet: {name}", cost, "ns") for name, cost in packets().items()]
 
 
 @contextmanager
@@ -284,24 +287,11 @@ def rule_costs(nft: NftSocket, sender: socket.socket) -> dict[str, float]:
             nft.apply(plan_table(None, table))
     without = times["nothing"]
     return {
-        f"{name}, ns a packet": median(one - other for one, other in zip(times[name], without, strict=True))
+        name: median(one - other for one, other in zip(times[name], without, strict=True))
         for name in variants
         if name != "nothing"
     }
 
 
-def main() -> int:
-    """Print the results; status 1 where one is over its budget."""
-    results = run()
-    if "--json" in sys.argv[1:]:
-        print(json.dumps(results, indent=2))
-    else:
-        for name, value in results.items():
-            budget = BUDGETS_MS.get(name)
-            verdict = "" if budget is None else f"budget {budget:>6} {'ok' if value <= budget else 'OVER'}"
-            print(f"{name:<40} {value:>10.3f} {verdict}")
-    return int(any(results[name] > budget for name, budget in BUDGETS_MS.items()))
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    main("nftables: transactions, and what a rule costs a packet", run)

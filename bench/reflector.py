@@ -4,7 +4,6 @@ A server that only sends prepared bytes and the client that is measured are a pr
 the server's work nor its memory counts. Run `python -m bench.reflector [--json]`.
 """
 
-import argparse
 import asyncio
 import gc
 import itertools
@@ -20,17 +19,28 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
+from bench.report import Figure, main
+
 PODS = 10_000
 EVENTS = 40_000
 PAGE = 500
 SLICE = 1 << 18
 RUNS = 5
+UNITS = {
+    "list": "s",
+    "CPU of the list": "s",
+    "memory kept": "MB",
+    "memory at its peak": "MB",
+    "process": "MB",
+    "changes": "/s",
+    "changes a CPU second": "/s",
+}
 
 
 def make_pod(number: int, version: int) -> dict[str, Any]:
     """A pod as a Deployment's looks on a real cluster: about 4.5 kB of JSON, of which we read little."""
     owner = f"web-{number // 10}"
-    fields = {
+    fields: dict[str, Any] = {
         f"f:{key}": {".": {}, **{f"f:{part}-{i}": {} for i in range(6)}}
         for part in ("spec", "status")
         for key in (f"{part}A", f"{part}B", f"{part}C")
@@ -187,13 +197,13 @@ def measure(connection: Connection, port: int, path: str) -> None:
                 ended, ended_cpu = time.perf_counter(), time.process_time()
         assert len(view) == PODS
         return {
-            "list_s": filled - began,
-            "list_cpu_s": filled_cpu - cpu,
-            "kept_mb": (kept - before) / 1e6,
-            "peak_mb": (peak - before) / 1e6,
-            "total_mb": kept / 1e6,
-            "events_per_s": EVENTS / (ended - began_events),
-            "events_per_cpu_s": EVENTS / (ended_cpu - began_cpu),
+            "list": filled - began,
+            "CPU of the list": filled_cpu - cpu,
+            "memory kept": (kept - before) / 1e6,
+            "memory at its peak": (peak - before) / 1e6,
+            "process": kept / 1e6,
+            "changes": EVENTS / (ended - began_events),
+            "changes a CPU second": EVENTS / (ended_cpu - began_cpu),
         }
 
     connection.send(asyncio.run(main()))
@@ -214,7 +224,7 @@ def process(target: Any, *arguments: Any) -> Iterator[Connection]:
         child.join()
 
 
-def run() -> dict[str, Any]:
+def run() -> list[Figure]:
     """Medians of interleaved runs: plain pages and the streaming list."""
     samples: dict[str, list[dict[str, float]]] = {"pages": [], "streaming": []}
     with process(serve) as server:
@@ -222,29 +232,12 @@ def run() -> dict[str, Any]:
         for _, path in itertools.product(range(RUNS), samples):
             with process(measure, port, path) as client:
                 samples[path].append(client.recv())
-    return {
-        "pods": PODS,
-        "events": EVENTS,
-        "pod_json_bytes": len(event("ADDED", make_pod(1, 1))),
-        **{
-            path: {key: statistics.median(sample[key] for sample in taken) for key in taken[0]}
-            for path, taken in samples.items()
-        },
-    }
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--json", action="store_true", help="print JSON rather than a table")
-    result = run()
-    if parser.parse_args().json:
-        print(json.dumps(result, indent=2))
-        return
-    print(f"{result['pods']} pods of {result['pod_json_bytes']} bytes, then {result['events']} changes")
-    print(f"{'':18}{'pages':>12}{'streaming':>12}")
-    for key in result["pages"]:
-        print(f"{key:18}{result['pages'][key]:12.2f}{result['streaming'][key]:12.2f}")
+    return [
+        Figure(f"{path}: {what}", statistics.median(sample[what] for sample in taken), unit)
+        for path, taken in samples.items()
+        for what, unit in UNITS.items()
+    ]
 
 
 if __name__ == "__main__":
-    main()
+    main(f"Reflector: {PODS} pods of {len(event('ADDED', make_pod(1, 1)))} bytes, {EVENTS} changes", run)

@@ -41,11 +41,11 @@ def against(
     unit: str,
     peer: str,
     peer_value: float,
-    budget: float,
+    budget: float | None = None,
     *,
     higher_is_better: bool = False,
 ) -> Figure:
-    """Give a figure beside a peer's."""
+    """Give a figure beside a peer's; without a budget it is only told."""
     return Figure(
         what, value, unit, peer, peer_value, value / peer_value, budget, higher_is_better=higher_is_better
     )
@@ -54,6 +54,11 @@ def against(
 def within(what: str, value: float, unit: str, limit: float, note: str = "") -> Figure:
     """Give a figure beside a limit that it must not exceed."""
     return Figure(what, value, unit, "limit", limit, value / limit, 1.0, note=note)
+
+
+def at_least(what: str, value: float, unit: str, limit: float, note: str = "") -> Figure:
+    """Give a figure beside a limit that it must reach."""
+    return Figure(what, value, unit, "limit", limit, value / limit, 1.0, higher_is_better=True, note=note)
 
 
 def percentile(samples: Sequence[float], percent: int) -> float:
@@ -67,14 +72,19 @@ def percentile(samples: Sequence[float], percent: int) -> float:
 def print_table(title: str, figures: Sequence[Figure]) -> None:
     """Print figures with their budgets beside them."""
     print(f"\n{title}")
-    print(f"  {'what':<46} {'ours':>12} {'beside':>24} {'ratio':>7} {'budget':>7}")
+    print(f"  {'what':<46} {'ours':>16} {'beside':>24} {'ratio':>7} {'budget':>7}")
     for f in figures:
-        beside = f"{f.peer} {f.peer_value:.4g}" if f.peer_value is not None else ""
+        beside = f"{f.peer} {_number(f.peer_value)}" if f.peer_value is not None else ""
         ratio = f"{f.ratio:.2f}" if f.ratio is not None else ""
         budget = (f"{'>=' if f.higher_is_better else '<='}{f.budget:g}") if f.budget is not None else ""
         mark = {True: "ok", False: "MISSED", None: ""}[f.met]
-        value = f"{f.value:.4g} {f.unit}"
-        print(f"  {f.what:<46} {value:>12} {beside:>24} {ratio:>7} {budget:>7} {mark} {f.note}".rstrip())
+        value = f"{_number(f.value)} {f.unit}"
+        print(f"  {f.what:<46} {value:>16} {beside:>24} {ratio:>7} {budget:>7} {mark} {f.note}".rstrip())
+
+
+def _number(value: float) -> str:
+    """Four digits, or all that stand before the point."""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
 def main(title: str, run: Callable[[], list[Figure]]) -> None:
