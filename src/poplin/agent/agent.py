@@ -9,6 +9,7 @@ from poplin.agent.cluster import View
 from poplin.agent.config import AgentConfig
 from poplin.agent.configuration import Configuration
 from poplin.agent.endpoints import Endpoints
+from poplin.agent.host_ports import HostPorts
 from poplin.agent.install import install_shim, lock_state_dir, make_run_dir, write_atomically
 from poplin.agent.loop import Loop
 from poplin.agent.pods import ATTACHMENTS, Pods
@@ -56,9 +57,12 @@ class Agent:
             if config.cni_bin_dir is not None:
                 install_shim(config.cni_bin_dir)
             self._registry = Registry(store)
-            reconciler = Reconciler(config, self._registry)
+            host_ports = HostPorts(self._registry.mapped)
+            stack.callback(host_ports.close)
+            reconciler = Reconciler(config, self._registry, host_ports)
             pods = Pods(
                 self._registry,
+                host_ports,
                 config.state_dir,
                 self._serving_network,
                 attached=lambda host_link: self._loop.look_at([host_link]),
@@ -75,7 +79,7 @@ class Agent:
             stack.callback(self._loop.close)
             self._configuration = Configuration(self._loop.wake)
             monitor = stack.enter_context(Monitor(ignored_ports=reconciler.route_ports | pods.ports))
-            tables = stack.enter_context(NftMonitor(ignored_ports=reconciler.nft_ports))
+            tables = stack.enter_context(NftMonitor(ignored_ports=reconciler.nft_ports | host_ports.ports))
             endpoints = Endpoints(self.report, self._loop.run_audit)
             stack.push_async_callback(endpoints.close)
             await endpoints.open(config.status_socket, config.health_address)

@@ -8,6 +8,7 @@ from poplin.agent.install import lock_state_dir
 from poplin.agent.pods import ATTACHMENTS
 from poplin.agent.wiring import read_state
 from poplin.cni.conflist import NAME as CONFLIST
+from poplin.compile.host_ports import TABLE as HOST_PORT_TABLE
 from poplin.compile.node_table import TABLE
 from poplin.dataplane.netlink.request import describe, object_of
 from poplin.dataplane.netlink.route_socket import RouteSocket
@@ -41,10 +42,11 @@ def remove_everything(state_dir: Path, run_dir: Path, cni_conf_dir: Path) -> Ite
     for operation in operations:
         yield f"removed {describe(object_of(operation))}"
     with NftSocket() as tables:
-        key = TableKey(Family.INET, TABLE)
-        if tables.read_table(key) is not None:
-            tables.apply([DeleteTable(key)])
-            yield f"removed nftables table inet {TABLE}"
+        for name in (TABLE, HOST_PORT_TABLE):
+            key = TableKey(Family.INET, name)
+            if tables.read_table(key) is not None:
+                tables.apply([DeleteTable(key)])
+                yield f"removed nftables table inet {name}"
     yield from _remove_files(state_dir, STATE_FILES)
     yield from _remove_files(run_dir, RUN_FILES)
 

@@ -8,6 +8,7 @@ from ipaddress import ip_interface
 from pathlib import Path
 from typing import Final, TypeVar
 
+from poplin.agent.host_ports import HostPorts
 from poplin.agent.registry import Registry
 from poplin.agent.wiring import Wirer, differences
 from poplin.cni.deletions import forget_deletion, read_deletions
@@ -48,11 +49,13 @@ class Pods:
     def __init__(
         self,
         registry: Registry,
+        host_ports: HostPorts,
         state_dir: Path,
         network: Callable[[], Network],
         attached: Callable[[str], None],
     ) -> None:
         self._registry = registry
+        self._host_ports = host_ports
         self._state_dir = state_dir
         self._network = network
         self._attached = attached
@@ -66,7 +69,7 @@ class Pods:
         self._threads.shutdown()
 
     async def add(self, request: Request, netns_fd: int) -> Result:
-        """Attach a pod: address, veth, routes, neighbours."""
+        """Attach a pod: address, veth, routes, neighbours, and its host ports."""
         network = self._network()
         self._registry.serve(network.pod_cidrs)
         draft = Attachment(
@@ -80,12 +83,16 @@ class Pods:
             pod_namespace=request.pod.namespace,
             pod_name=request.pod.name,
             pod_uid=request.pod.uid,
+            port_mappings=request.port_mappings,
+            ingress=request.ingress,
+            egress=request.egress,
         )
         attachment = self._registry.reserve(draft, request.requested_addresses)
         try:
-            await self._in_thread(lambda: self._wirer.wire(attachment, netns_fd))
+            await self._in_thread(lambda: self._wire(attachment, netns_fd))
         except BaseException:
-            await self._in_thread(lambda: self._wirer.unwire(attachment))
+            self._registry.claim(attachment)
+            await self._in_thread(lambda: self._unwire(attachment))
             self._release(attachment)
             raise
         self._registry.confirm(attachment)
@@ -104,7 +111,9 @@ class Pods:
             raise CniError(
                 ErrorCode.UNKNOWN_CONTAINER, f"{request.ifname} of {request.container_id} is not attached"
             )
-        found = await self._in_thread(lambda: differences(attachment, netns_fd))
+        found = await self._in_thread(
+            lambda: [*differences(attachment, netns_fd), *self._host_ports.missing(attachment)]
+        )
         if found:
             raise CniError(ErrorCode.FAILED, f"{request.ifname} is not as it was made", "; ".join(found))
 
@@ -155,9 +164,29 @@ class Pods:
         attachment = self._registry.get(key)
         if attachment is not None:
             self._registry.claim(attachment)
-            await self._in_thread(lambda: self._wirer.detach(attachment, netns_fd))
+            await self._in_thread(lambda: self._detach(attachment, netns_fd))
             self._release(attachment)
         forget_deletion(self._state_dir, *key)
+
+    def _wire(self, attachment: Attachment, netns_fd: int) -> None:
+        self._wirer.wire(attachment, netns_fd)
+        if attachment.port_mappings:
+            self._host_ports.publish(attachment)
+
+    def _unwire(self, attachment: Attachment) -> None:
+        try:
+            self._wirer.unwire(attachment)
+        finally:
+            if attachment.port_mappings:
+                self._host_ports.withdraw(attachment)
+
+    def _detach(self, attachment: Attachment, netns_fd: int | None) -> None:
+        # In this order: the table also keeps a pod whose link leads to it off the node's loopback.
+        try:
+            self._wirer.detach(attachment, netns_fd)
+        finally:
+            if attachment.port_mappings:
+                self._host_ports.withdraw(attachment)
 
     def _release(self, attachment: Attachment) -> None:
         self._registry.release(attachment)

@@ -13,8 +13,10 @@ from dataclasses import dataclass, field, replace
 from typing import Final
 
 from poplin.agent.config import AgentConfig
+from poplin.agent.host_ports import HostPorts
 from poplin.agent.registry import Registry, Snapshot
 from poplin.agent.wiring import is_wired, mend_pod, read_state
+from poplin.compile.host_ports import TABLE as HOST_PORT_TABLE
 from poplin.compile.network import Network, compile_network
 from poplin.compile.node_table import compile_node_table
 from poplin.compile.pod import Wiring, compile_pod
@@ -94,9 +96,10 @@ class _Pass:
 class Reconciler:
     """Holds the sockets in the node's namespace; `run` is for one thread at a time."""
 
-    def __init__(self, config: AgentConfig, registry: Registry) -> None:
+    def __init__(self, config: AgentConfig, registry: Registry, host_ports: HostPorts) -> None:
         self._config = config
         self._registry = registry
+        self._host_ports = host_ports
         self._route = RouteSocket()
         self._routes = RouteReader(self._route)
         self._nft = NftSocket()
@@ -112,6 +115,7 @@ class Reconciler:
         """Read the kernel anew in the next pass: something changed it, or it is time for an audit."""
         self._state = None
         self._table_known = False
+        self._host_ports.forget()
 
     def run(self, inputs: Inputs, pods: Collection[str] = ()) -> Outcome:
         """Compile, compare and apply. `pods` are the host links of the pods whose own side is looked at too.
@@ -130,6 +134,7 @@ class Reconciler:
             renewed = self._apply(unite(states), actual, snapshot, work)
             if network is not None:
                 self._apply_table(inputs.conf, work)
+            self._apply_host_ports(work)
             for attachment in snapshot.ready:
                 if attachment.host_link in pods or attachment.host_link in renewed:
                     self._mend_pod(attachment, work)
@@ -159,6 +164,11 @@ class Reconciler:
         routes = (route for name in overlays for route in self._route.routes(link=name))
         return replace(state, routes=state.routes.union(routes))
 
+    def _compile(self, inputs: Inputs, actual: NetworkState) -> tuple[Network | None, PoplinError | None]:
+        if inputs.hold is not None or inputs.conf is None or inputs.own is None:
+            return None, inputs.hold
+        underlays = find_underlays(
+            actual.links,
             actual.addresses,
             (*self._config.public_ips, *inputs.own.internal_addresses),
             interface=self._config.interface,
@@ -180,12 +190,12 @@ class Reconciler:
             failures = self._route.apply(operations)
         work.failures += [failure.error for failure in failures]
         work.changes += len(operations)
-        work.write(desired.sysctls)
         if operations:
             self._state = fold(actual, operations)
             log.info("kernel state changed", extra={"changes": _summary(operations)})
         else:
             self._state = actual
+        work.write(_of_standing(desired.sysctls, self._state.links))
         return {o.what.host.name for o in operations if isinstance(o, Put) and isinstance(o.what, Veth)}
 
     def _apply_table(self, conf: NetConf | None, work: _Pass) -> None:
@@ -202,6 +212,17 @@ class Reconciler:
             log.info("nftables table written", extra={"table": desired.name, "operations": len(operations)})
         work.changes += len(operations)
         self._table = desired
+
+    def _apply_host_ports(self, work: _Pass) -> None:
+        """Host ports depend on the attachments alone, and are kept up whatever holds the node's network."""
+        try:
+            operations = self._host_ports.apply()
+        except PoplinError as error:
+            work.failures.append(error)
+            return
+        if operations:
+            log.info("nftables table written", extra={"table": HOST_PORT_TABLE, "operations": operations})
+        work.changes += operations
 
     def _mend_pod(self, attachment: Attachment, work: _Pass) -> None:
         """Look at the pod's own side; a namespace that is gone waits for the runtime's DEL."""
@@ -263,6 +284,17 @@ def _with_ra(underlay: Underlay) -> Underlay:
     except KernelError:
         return underlay
     return replace(underlay, accepts_ra=accepts)
+
+
+def _of_standing(sysctls: Mapping[str, str], links: Mapping[str, Link]) -> dict[str, str]:
+    """Leave out the parameters of links that are not there: a pod's whose namespace is gone."""
+    found = {}
+    for key, value in sysctls.items():
+        match key.split("/"):
+            case ["net", _, "conf", link, _] if link not in {"all", "default"} and link not in links:
+                continue
+        found[key] = value
+    return found
 
 
 def _of_the_node(actual: NetworkState) -> NetworkState:

@@ -8,11 +8,12 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from poplin.compile.host_ports import clashes
 from poplin.compile.pod import compile_pod
 from poplin.datastore.attachments import AttachmentStore, Key
 from poplin.ipam.pool import NodePool
 from poplin.model.attachment import Attachment, AttachmentState
-from poplin.model.errors import PoplinError, TemporaryError
+from poplin.model.errors import InvalidInputError, PoplinError, TemporaryError
 from poplin.model.kernel import IPAddress, IPNetwork, Link
 from poplin.model.state import NetworkState
 from poplin.plan.network import plan_network
@@ -38,6 +39,7 @@ class Registry:
         self._store = store
         self._attachments: dict[Key, Attachment] = {(a.container_id, a.ifname): a for a in store.all()}
         self._by_link = {a.host_link: a for a in self._attachments.values()}
+        self._mapped = {key: a for key, a in self._attachments.items() if a.port_mappings}
         self._pool: NodePool | None = None
         self._cidrs: tuple[IPNetwork, ...] = ()
         # Shared with the thread of the reconcile pass.
@@ -52,11 +54,7 @@ class Registry:
         """Take addresses from these CIDRs from here on; those in use and resting stay so."""
         if cidrs == self._cidrs:
             return
-        owners = {
-            address: f"{a.pod_namespace}/{a.pod_name}" if a.pod_name else a.container_id
-            for a in self._attachments.values()
-            for address in a.addresses
-        }
+        owners = {address: _owner(a) for a in self._attachments.values() for address in a.addresses}
         self._pool = NodePool.restore(cidrs, owners, self._store.resting(time.time()), now_s=time.monotonic())
         self._cidrs = cidrs
 
@@ -95,10 +93,11 @@ class Registry:
             )
         if self._pool is None:
             raise TemporaryError("the node has no pod CIDR yet", remedy="see `poplin status`")
-        owner = f"{draft.pod_namespace}/{draft.pod_name}" if draft.pod_name else draft.container_id
-        addresses = self._pool.allocate(owner, now_s=time.monotonic(), requested=requested)
+        self._check_host_ports(draft)
+        addresses = self._pool.allocate(_owner(draft), now_s=time.monotonic(), requested=requested)
         attachment = replace(draft, addresses=addresses, state=AttachmentState.ADDING)
         try:
+            _check_families(attachment)
             self._store.add(attachment)
         except BaseException:
             self._pool.release(addresses, now_s=time.monotonic())
@@ -107,7 +106,20 @@ class Registry:
         self._by_link[attachment.host_link] = attachment
         with self._lock:
             self._claimed.add(attachment.host_link)
+            if attachment.port_mappings:
+                self._mapped[key] = attachment
         return attachment
+
+    def _check_host_ports(self, draft: Attachment) -> None:
+        for other in self._mapped.values() if draft.port_mappings else ():
+            for theirs in other.port_mappings:
+                for ours in draft.port_mappings:
+                    if clashes(ours, theirs):
+                        raise TemporaryError(
+                            f"host port {ours.host_port}/{ours.protocol} belongs to {_owner(other)}",
+                            where=_owner(draft),
+                            remedy="delete that pod, or give one of the two another hostPort or node",
+                        )
 
     def confirm(self, attachment: Attachment) -> None:
         """Say that the attachment's kernel objects stand."""
@@ -120,9 +132,15 @@ class Registry:
             self._claimed.discard(attachment.host_link)
             self._news += plan_network(compile_pod(attachment).host, NetworkState())
 
-    def claim(self, attachment: Attachment) -> None:
-        """Keep the reconcile pass off the attachment's link: it is being unmade."""
+    def mapped(self) -> list[Attachment]:
+        """Give the attachments whose host ports are to be in force; for any thread."""
         with self._lock:
+            return list(self._mapped.values())
+
+    def claim(self, attachment: Attachment) -> None:
+        """Keep the reconcile pass off the attachment's link and mappings: it is being unmade."""
+        with self._lock:
+            self._mapped.pop((attachment.container_id, attachment.ifname), None)
             self._claimed.add(attachment.host_link)
 
     def release(self, attachment: Attachment) -> None:
@@ -134,6 +152,7 @@ class Registry:
         self._by_link.pop(attachment.host_link, None)
         with self._lock:
             self._attachments.pop(key, None)
+            self._mapped.pop(key, None)
             self._news.append(Remove(Link(attachment.host_link, "veth")))
 
     def leaving(self) -> set[str]:
@@ -158,4 +177,23 @@ class Registry:
                 tuple(a for a in self._attachments.values() if a.host_link not in self._claimed),
                 frozenset(self._claimed),
                 tuple(news),
+            )
+
+
+def _owner(attachment: Attachment) -> str:
+    """Name whose an attachment is, as a person would."""
+    a = attachment
+    return f"{a.pod_namespace}/{a.pod_name}" if a.pod_name else a.container_id
+
+
+def _check_families(attachment: Attachment) -> None:
+    """Refuse a mapping of a family that the pod has no address of: it would never lead anywhere."""
+    families = {address.version for address in attachment.addresses}
+    for mapping in attachment.port_mappings:
+        if mapping.host_address is not None and mapping.host_address.version not in families:
+            raise InvalidInputError(
+                f"host port {mapping.host_port}/{mapping.protocol} is of {mapping.host_address}, and the pod "
+                f"has no IPv{mapping.host_address.version} address",
+                where=_owner(attachment),
+                remedy="take hostIP out of the pod's port, or give it an address of the pod's family",
             )

@@ -47,6 +47,9 @@ class Wirer:
         veth, *rest = host_operations(attachment, wiring, netns_fd)
         with self._host() as host:
             failures = host.apply([veth, *rest])
+        if not failures:
+            for key, value in wiring.host.sysctls.items():
+                write_sysctl(key, value)
         if any(f.operation is veth and f.error.errno == errno.EEXIST for f in failures):
             raise PoplinError(
                 f"the pod has an interface {attachment.ifname} already",

@@ -11,8 +11,11 @@ NAME: Final = "10-poplin.conflist"
 # Debian's containerd 1.6.20 refuses a result of 1.1.0.
 _CNI_VERSION: Final = "1.0.0"
 
+CAPABILITIES: Final = ("ips", "mac", "portMappings")
+"""What the runtime may pass in runtimeConfig (CONVENTIONS.md of CNI)."""
 
-def encode_conflist(*, socket: str, state_dir: str, capabilities: Iterable[str] = ("ips", "mac")) -> str:
+
+def encode_conflist(*, socket: str, state_dir: str, capabilities: Iterable[str] = CAPABILITIES) -> str:
     """Text of the conflist. `socket` and `state_dir` are the agent's, as the runtime's mount namespace has them.
 
     `capabilities` (CONVENTIONS.md of CNI) are what the runtime may ask of us beyond a plain attachment.

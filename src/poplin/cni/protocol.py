@@ -5,7 +5,7 @@ https://github.com/containernetworking/cni/blob/main/SPEC.md (1.1.0), CONVENTION
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
 from ipaddress import ip_interface
 from typing import Final
@@ -13,8 +13,10 @@ from typing import Final
 import msgspec
 from msgspec import UNSET, UnsetType
 
+from poplin.cni.capability import Bandwidth, HostPort, read_limits, read_port_mappings
 from poplin.cni.error import CniError, ErrorCode
 from poplin.cni.result import VERSIONS, Result, decode_result
+from poplin.model.attachment import Limit, PortMapping
 from poplin.model.kernel import IPAddress
 
 
@@ -44,24 +46,6 @@ _NOT_IN_IFNAME: Final = re.compile(r"[/:\s]")
 _MAC: Final = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
 
 
-class PortMapping(msgspec.Struct, frozen=True, rename="camel"):
-    """A hostPort. `host_ip` "" is every address of the node; `protocol` is lower or upper case as given."""
-
-    host_port: int
-    container_port: int
-    protocol: str = "tcp"
-    host_ip: str = msgspec.field(default="", name="hostIP")
-
-
-class Bandwidth(msgspec.Struct, frozen=True, rename="camel"):
-    """Limits of the pod's traffic: rates in bits per second, bursts in bits; 0 is no limit."""
-
-    ingress_rate: int = 0
-    ingress_burst: int = 0
-    egress_rate: int = 0
-    egress_burst: int = 0
-
-
 class AttachmentName(msgspec.Struct, frozen=True):
     """One of the attachments that a GC leaves alone."""
 
@@ -74,7 +58,7 @@ class RuntimeConfig(msgspec.Struct, frozen=True, rename="camel"):
 
     ips: list[str] | None = None
     mac: str = ""
-    port_mappings: list[PortMapping] | None = None
+    port_mappings: list[HostPort] | None = None
     bandwidth: Bandwidth | None = None
     pod_annotations: dict[str, str] | None = msgspec.field(
         default=None, name="io.kubernetes.cri.pod-annotations"
@@ -110,6 +94,8 @@ class Request:
 
     `netns` is the path as the runtime gave it. `requested_addresses` has at most one of each family, IPv4
     first, and `requested_mac` is "" or lower case. `previous_result` is None for the first plugin of a chain.
+    What an interface is to have (`port_mappings`, and limits of what comes to the pod and what it sends) is read
+    of an ADD only: nothing in a configuration may keep a DEL from its work.
     `valid_attachments` is set for GC only: (container id, interface name) pairs.
     """
 
@@ -123,8 +109,8 @@ class Request:
     requested_addresses: tuple[IPAddress, ...] = ()
     requested_mac: str = ""
     port_mappings: tuple[PortMapping, ...] = ()
-    bandwidth: Bandwidth | None = None
-    pod_annotations: Mapping[str, str] = field(default_factory=dict)
+    ingress: Limit | None = None
+    egress: Limit | None = None
     previous_result: Result | None = None
     valid_attachments: frozenset[tuple[str, str]] = frozenset()
 
@@ -153,6 +139,10 @@ def parse_request(environment: Mapping[str, str], config: bytes) -> Request:
     _check_names(command, environment, found.name or "")
     _check_version(command, cni_version)
     runtime = found.runtime_config or RuntimeConfig()
+    is_add = command is Command.ADD
+    ingress, egress = (
+        read_limits(runtime.bandwidth, runtime.pod_annotations or {}) if is_add else (None, None)
+    )
     previous = None if bytes(found.prev_result) in {b"", b"null"} else decode_result(found.prev_result)
     if command is Command.CHECK and previous is None:
         raise CniError(ErrorCode.BAD_CONFIG, "CHECK needs the prevResult of the ADD")
@@ -166,10 +156,9 @@ def parse_request(environment: Mapping[str, str], config: bytes) -> Request:
         pod=parse_args(environment.get("CNI_ARGS", "")),
         requested_addresses=_requested_addresses(runtime.ips or ()),
         requested_mac=_requested_mac(runtime.mac),
-        # A container port without a hostPort is passed as hostPort 0 by some runtimes.
-        port_mappings=tuple(m for m in runtime.port_mappings or () if m.host_port > 0),
-        bandwidth=runtime.bandwidth,
-        pod_annotations=runtime.pod_annotations or {},
+        port_mappings=read_port_mappings(runtime.port_mappings or ()) if is_add else (),
+        ingress=ingress,
+        egress=egress,
         previous_result=previous,
         valid_attachments=_valid_attachments(command, found.valid_attachments),
     )

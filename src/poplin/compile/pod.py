@@ -56,6 +56,7 @@ def compile_pod(attachment: Attachment) -> Wiring:
                 for address in a.addresses
             ),
             neighbours=frozenset(Neighbour(host.name, address, a.mac) for address in a.addresses),
+            sysctls=_loopback_clients(a),
         ),
         pod=NetworkState(
             links={pod.name: pod},
@@ -84,6 +85,17 @@ def compile_pod(attachment: Attachment) -> Wiring:
 def _connected_scope(address: IPAddress) -> Scope:
     """Give the scope of a route without a gateway; IPv6 routes have none but UNIVERSE."""
     return Scope.LINK if address.version == 4 else Scope.UNIVERSE
+
+
+def _loopback_clients(attachment: Attachment) -> dict[str, str]:
+    """Let 127.0.0.1 on the node be a client of the pod's host ports, on this one link.
+
+    Without it the kernel refuses to send such a source out. What else it would allow, the table of host ports
+    drops.
+    """
+    if not attachment.port_mappings or all(address.version == 6 for address in attachment.addresses):
+        return {}
+    return {f"net/ipv4/conf/{attachment.host_link}/route_localnet": "1"}
 
 
 def _gateway_address(link: str) -> Address:

@@ -3,6 +3,8 @@
 One commit writes to the log in the page cache and waits for no disk (WAL, synchronous NORMAL): a killed agent
 loses nothing, and a machine that lost its power has lost its pods too. An address has one row, whose owner is
 an attachment or nobody; so the database itself refuses a second owner.
+
+The schema grows by steps, and a database of an older one is brought up to date when it is opened.
 """
 
 import sqlite3
@@ -13,15 +15,16 @@ from pathlib import Path
 from typing import Final, Self
 
 from poplin.ipam.pool import REST_S
-from poplin.model.attachment import Attachment, AttachmentState
+from poplin.model.attachment import Attachment, AttachmentState, Limit, PortMapping
+from poplin.model.cluster import TransportProtocol
 from poplin.model.errors import PoplinError, TemporaryError
 from poplin.model.kernel import IPAddress
 
 Key = tuple[str, str]
 """(container id, interface name)."""
 
-_SCHEMA_VERSION: Final = 1
-_SCHEMA: Final = """
+_STEPS: Final = (
+    """
 CREATE TABLE attachment (
     container_id TEXT NOT NULL,
     ifname TEXT NOT NULL,
@@ -42,7 +45,26 @@ CREATE TABLE address (
     freed_at_s REAL
 ) WITHOUT ROWID;
 CREATE INDEX address_owner ON address (container_id, ifname);
-"""
+""",
+    """
+ALTER TABLE attachment ADD COLUMN ingress_rate_bits_s INTEGER;
+ALTER TABLE attachment ADD COLUMN ingress_burst_bits INTEGER;
+ALTER TABLE attachment ADD COLUMN egress_rate_bits_s INTEGER;
+ALTER TABLE attachment ADD COLUMN egress_burst_bits INTEGER;
+CREATE TABLE port_mapping (
+    container_id TEXT NOT NULL,
+    ifname TEXT NOT NULL,
+    protocol TEXT NOT NULL,
+    host_address TEXT NOT NULL,
+    host_port INTEGER NOT NULL,
+    container_port INTEGER NOT NULL,
+    PRIMARY KEY (container_id, ifname, protocol, host_address, host_port)
+) WITHOUT ROWID;
+""",
+)
+"""What makes each version of the schema from the one before; `user_version` counts those that are done."""
+
+_INSERT_ATTACHMENT: Final = "INSERT INTO attachment VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 # The log is folded into the database by `checkpoint`, off the path of an ADD; this only bounds it (16 MiB).
 _WAL_BOUND_PAGES: Final = 4000
 _BUSY_TIMEOUT_S: Final = 1.0
@@ -77,16 +99,17 @@ class AttachmentStore:
         self._connection.close()
 
     def add(self, attachment: Attachment) -> None:
-        """Store an attachment and its addresses, as ADDING or READY.
+        """Store an attachment, its addresses and port mappings, as ADDING or READY.
 
         Raises PoplinError where the attachment stands already or an address is another's.
         """
         a = attachment
         key = (a.container_id, a.ifname)
         identity = (*key, a.netns, a.mac, a.mtu_bytes, a.host_link, a.pod_namespace, a.pod_name, a.pod_uid)
+        limits = (*_columns(a.ingress), *_columns(a.egress))
         with self._transaction() as execute:
             try:
-                execute("INSERT INTO attachment VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", (*identity, a.state))
+                execute(_INSERT_ATTACHMENT, (*identity, a.state, *limits))
             except sqlite3.IntegrityError:
                 raise self._error(f"attachment {a.container_id} {a.ifname} stands already") from None
             for address in a.addresses:
@@ -98,6 +121,12 @@ class AttachmentStore:
                 )
                 if taken.rowcount != 1:
                     raise self._error(f"address {address} belongs to another attachment")
+            for m in a.port_mappings:
+                host_address = str(m.host_address) if m.host_address is not None else ""
+                execute(
+                    "INSERT INTO port_mapping VALUES (?, ?, ?, ?, ?, ?)",
+                    (*key, m.protocol, host_address, m.host_port, m.container_port),
+                )
 
     def ready(self, key: Key) -> None:
         """Say that the kernel objects of the attachment stand. One that is not stored stays so."""
@@ -111,6 +140,7 @@ class AttachmentStore:
         """Forget the attachment and let its addresses rest from `now_s` (Unix time). None there is success."""
         with self._transaction() as execute:
             execute("DELETE FROM attachment WHERE container_id = ? AND ifname = ?", key)
+            execute("DELETE FROM port_mapping WHERE container_id = ? AND ifname = ?", key)
             execute(
                 "UPDATE address SET container_id = NULL, ifname = NULL, freed_at_s = ?"
                 " WHERE container_id = ? AND ifname = ?",
@@ -127,6 +157,12 @@ class AttachmentStore:
             owned = self._connection.execute(
                 "SELECT container_id, ifname, address FROM address WHERE container_id IS NOT NULL"
             ).fetchall()
+            mapped = self._connection.execute(
+                "SELECT * FROM port_mapping ORDER BY protocol, host_port, host_address"
+            ).fetchall()
+        mappings: dict[Key, list[PortMapping]] = {}
+        for container_id, ifname, *columns in mapped:
+            mappings.setdefault((container_id, ifname), []).append(_port_mapping(*columns))
         addresses: dict[Key, list[IPAddress]] = {}
         for container_id, ifname, address in owned:
             addresses.setdefault((container_id, ifname), []).append(ip_address(address))
@@ -143,8 +179,23 @@ class AttachmentStore:
                 pod_name=pod_name,
                 pod_uid=pod_uid,
                 state=AttachmentState(state),
+                port_mappings=tuple(mappings.get((container_id, ifname), ())),
+                ingress=_limit(*limits[:2]),
+                egress=_limit(*limits[2:]),
             )
-            for container_id, ifname, netns, mac, mtu_bytes, host_link, pod_namespace, pod_name, pod_uid, state in rows
+            for (
+                container_id,
+                ifname,
+                netns,
+                mac,
+                mtu_bytes,
+                host_link,
+                pod_namespace,
+                pod_name,
+                pod_uid,
+                state,
+                *limits,
+            ) in rows
         ]
 
     def resting(self, now_s: float) -> list[tuple[IPAddress, float]]:
@@ -169,14 +220,13 @@ class AttachmentStore:
         if damage != "ok":
             raise sqlite3.DatabaseError(" ".join(damage.split()))
         version = execute("PRAGMA user_version").fetchone()[0]
-        if version == 0:
-            # One script is one transaction: an agent killed here leaves an empty database, not half a schema.
-            self._connection.executescript(
-                f"BEGIN; {_SCHEMA} PRAGMA user_version = {_SCHEMA_VERSION}; COMMIT;"
-            )
-        elif version != _SCHEMA_VERSION:
+        if version < len(_STEPS):
+            # One script is one transaction: an agent killed here leaves the old schema, not half of the new.
+            steps = "".join(_STEPS[version:])
+            self._connection.executescript(f"BEGIN; {steps} PRAGMA user_version = {len(_STEPS)}; COMMIT;")
+        elif version > len(_STEPS):
             raise self._error(
-                f"the database is of schema {version}, this program knows {_SCHEMA_VERSION}",
+                f"the database is of schema {version}, this program knows {len(_STEPS)}",
                 remedy="run the version of poplin that wrote it",
             )
 
@@ -194,6 +244,19 @@ class AttachmentStore:
 
     def _error(self, what: str, remedy: str = "") -> PoplinError:
         return PoplinError(what, where=str(self._path), remedy=remedy)
+
+
+def _columns(limit: Limit | None) -> tuple[int | None, int | None]:
+    return (limit.rate_bits_s, limit.burst_bits) if limit is not None else (None, None)
+
+
+def _limit(rate_bits_s: int | None, burst_bits: int | None) -> Limit | None:
+    return Limit(rate_bits_s, burst_bits or 0) if rate_bits_s is not None else None
+
+
+def _port_mapping(protocol: str, host_address: str, host_port: int, container_port: int) -> PortMapping:
+    address = ip_address(host_address) if host_address else None
+    return PortMapping(TransportProtocol(protocol), host_port, container_port, address)
 
 
 def checkpoint(path: Path) -> None:

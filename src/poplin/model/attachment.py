@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from hashlib import blake2b
 
+from poplin.model.cluster import TransportProtocol
 from poplin.model.kernel import IPAddress
 
 HOST_MAC = "ee:ee:ee:ee:ee:ee"
@@ -21,11 +22,33 @@ class AttachmentState(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class PortMapping:
+    """A port of the node that leads to one of the pod's (hostPort).
+
+    `host_address` None is every address of the node, an unspecified one (0.0.0.0, ::) every one of its family.
+    """
+
+    protocol: TransportProtocol
+    host_port: int
+    container_port: int
+    host_address: IPAddress | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """What may pass one way: bits per second, and bits that may pass at once (0: as many as suits the rate)."""
+
+    rate_bits_s: int
+    burst_bits: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Attachment:
     """One (container, interface) pair. `addresses` has at most one of each family, IPv4 first.
 
     `netns` is the path that the runtime gave. `pod_namespace` and `pod_name` are "" where the caller
-    is not Kubernetes. `host_link` is the host side's interface name.
+    is not Kubernetes. `host_link` is the host side's interface name. `ingress` limits what comes to the pod
+    and `egress` what it sends; None is no limit.
     """
 
     container_id: str
@@ -39,6 +62,9 @@ class Attachment:
     pod_name: str = ""
     pod_uid: str = ""
     state: AttachmentState = AttachmentState.READY
+    port_mappings: tuple[PortMapping, ...] = ()
+    ingress: Limit | None = None
+    egress: Limit | None = None
 
 
 def host_link_name(container_id: str, ifname: str) -> str:

@@ -6,7 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from poplin.cni.error import CniError
-from poplin.cni.protocol import Bandwidth, PodArgs, PortMapping, answer_version, parse_args, parse_request
+from poplin.cni.protocol import PodArgs, answer_version, parse_args, parse_request
+from poplin.model.attachment import Limit, PortMapping
+from poplin.model.cluster import TransportProtocol
 
 ENVIRONMENT = {
     "CNI_COMMAND": "ADD",
@@ -49,9 +51,8 @@ def test_all_that_a_runtime_may_pass_is_read():
     )
     assert request.requested_addresses == (ip_address("10.0.0.5"), ip_address("fd00::5"))
     assert request.requested_mac == "c2:11:22:33:44:55"
-    assert request.port_mappings == (PortMapping(8080, 80, "tcp", "192.0.2.1"),)
-    assert request.bandwidth == Bandwidth(1000, 2000)
-    assert request.pod_annotations == {"a": "b"}
+    assert request.port_mappings == (PortMapping(TransportProtocol.TCP, 8080, 80, ip_address("192.0.2.1")),)
+    assert (request.ingress, request.egress) == (Limit(1000, 2000), None)
     assert request.pod == PodArgs("ns", "web", "u", "i")
     assert (request.network, request.netns, request.previous_result) == ("poplin", "/run/netns/x", None)
 
@@ -74,10 +75,18 @@ def test_null_members_are_absent_members():
         ({"mac": "0a:00:00:00:00"}, 7),
         ({"mac": "0a:00:00:00:00:01\n"}, 7),
         ({"portMappings": [{"hostPort": "80", "containerPort": 80}]}, 6),
+        ({"portMappings": [{"hostPort": 65536, "containerPort": 80}]}, 7),
+        ({"bandwidth": {"ingressRate": -1}}, 7),
     ],
 )
 def test_wrong_requests_of_the_runtime(runtime, code):
     assert failure({"runtimeConfig": runtime}).code == code
+
+
+def test_no_capability_keeps_a_pod_from_being_deleted():
+    runtime = {"portMappings": [{"hostPort": 65536, "containerPort": 80}], "bandwidth": {"egressRate": -1}}
+    request = parse({"runtimeConfig": runtime}, CNI_COMMAND="DEL")
+    assert (request.port_mappings, request.ingress, request.egress) == ((), None, None)
 
 
 @pytest.mark.parametrize("command", ["GC", "STATUS"])

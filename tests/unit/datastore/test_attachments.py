@@ -1,4 +1,5 @@
 import sqlite3
+from contextlib import closing
 from dataclasses import replace
 from ipaddress import ip_address, ip_network
 
@@ -6,9 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from poplin.datastore import attachments
 from poplin.datastore.attachments import AttachmentStore, checkpoint
 from poplin.ipam.pool import REST_S, NodePool
-from poplin.model.attachment import Attachment, AttachmentState
+from poplin.model.attachment import Attachment, AttachmentState, Limit, PortMapping
+from poplin.model.cluster import TransportProtocol
 from poplin.model.errors import PoplinError, TemporaryError
 
 
@@ -67,6 +70,91 @@ def test_ready_and_remove_and_remove_again(store, path):
     assert store.all() == []
     assert sorted(map(str, store.resting(1000))) == sorted(map(str, reopen(store, path)[1]))
     assert dict(store.resting(1000)) == {ip_address("10.0.0.1"): 10, ip_address("fd00::1"): 10}
+
+
+def with_everything(container_id="c1"):
+    """An attachment with all that one may have."""
+    return replace(
+        attachment(container_id),
+        port_mappings=(
+            PortMapping(TransportProtocol.TCP, 80, 8080),
+            PortMapping(TransportProtocol.TCP, 443, 8443, ip_address("192.0.2.1")),
+            PortMapping(TransportProtocol.UDP, 53, 5353, ip_address("::")),
+        ),
+        ingress=Limit(10**6),
+        egress=Limit(10**15, 2**40),
+    )
+
+
+def test_port_mappings_and_limits_outlive_a_restart_and_go_with_their_attachment(store, path):
+    whole, plain = with_everything("c1"), attachment("c2", "10.0.0.9")
+    store.add(whole)
+    store.add(plain)
+    assert reopen(store, path)[0] == [whole, plain]
+    store.remove(("c1", "eth0"), 0)
+    assert reopen(store, path)[0] == [plain]
+    store.add(with_everything("c1"))
+    assert store.all() == [whole, plain]
+
+
+V1 = """
+CREATE TABLE attachment (
+    container_id TEXT NOT NULL,
+    ifname TEXT NOT NULL,
+    netns TEXT NOT NULL,
+    mac TEXT NOT NULL,
+    mtu_bytes INTEGER NOT NULL,
+    host_link TEXT NOT NULL,
+    pod_namespace TEXT NOT NULL,
+    pod_name TEXT NOT NULL,
+    pod_uid TEXT NOT NULL,
+    state TEXT NOT NULL,
+    PRIMARY KEY (container_id, ifname)
+) WITHOUT ROWID;
+CREATE TABLE address (
+    address TEXT NOT NULL PRIMARY KEY,
+    container_id TEXT,
+    ifname TEXT,
+    freed_at_s REAL
+) WITHOUT ROWID;
+CREATE INDEX address_owner ON address (container_id, ifname);
+INSERT INTO attachment VALUES
+    ('c1', 'eth0', '/run/netns/c1', '0a:00:00:00:00:01', 1450, 'pop0123456789ab', 'default', 'web', 'u', 'ready');
+INSERT INTO address VALUES ('10.0.0.1', 'c1', 'eth0', NULL), ('fd00::1', 'c1', 'eth0', NULL);
+INSERT INTO address VALUES ('10.0.0.7', NULL, NULL, 995);
+PRAGMA user_version = 1;
+"""
+"""What the first version of the program wrote."""
+
+
+def test_a_database_of_the_first_version_is_brought_up_to_date(path):
+    with closing(sqlite3.connect(path)) as connection:
+        connection.executescript(V1)
+    old = attachment("c1", state=AttachmentState.READY)
+    for _ in range(2):  # the second time there is nothing left to do
+        store = AttachmentStore.open(path)
+        assert store.all() == [old]
+        assert store.resting(1000) == [(ip_address("10.0.0.7"), 5)]
+        store.close()
+    store = AttachmentStore.open(path)
+    more = replace(with_everything("c2"), addresses=(ip_address("10.0.0.2"),))
+    store.add(more)
+    assert reopen(store, path)[0] == [old, more]
+    store.close()
+
+
+def test_an_update_that_is_cut_short_leaves_the_old_database(path, monkeypatch):
+    with closing(sqlite3.connect(path)) as connection:
+        connection.executescript(V1)
+    with monkeypatch.context() as patched:
+        patched.setattr(attachments, "_STEPS", (*attachments._STEPS, "CREATE TABLE attachment (again);"))
+        with pytest.raises(PoplinError):
+            AttachmentStore.open(path)
+    with closing(sqlite3.connect(path)) as connection:
+        assert connection.execute("PRAGMA user_version").fetchone() == (1,)
+    store = AttachmentStore.open(path)
+    assert store.all() == [attachment("c1", state=AttachmentState.READY)]
+    store.close()
 
 
 def test_two_interfaces_of_one_container_are_two_attachments(store):
@@ -201,7 +289,7 @@ def test_a_database_of_another_version_is_left_alone(path):
     connection = sqlite3.connect(path)
     connection.execute("PRAGMA user_version = 7")
     connection.close()
-    with pytest.raises(PoplinError, match="of schema 7, this program knows 1; run the version"):
+    with pytest.raises(PoplinError, match="of schema 7, this program knows 2; run the version"):
         AttachmentStore.open(path)
 
 

@@ -1,0 +1,141 @@
+"""What the runtime asks for by capabilities: host ports and bandwidth (CONVENTIONS.md of CNI), as values.
+
+https://github.com/containernetworking/cni/blob/main/CONVENTIONS.md, "Dynamic Plugin specific Fields".
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from decimal import Decimal
+from ipaddress import ip_address
+from itertools import combinations
+from typing import Final
+
+import msgspec
+
+from poplin.cni.error import CniError, ErrorCode
+from poplin.compile.host_ports import clashes
+from poplin.model.attachment import Limit, PortMapping
+from poplin.model.cluster import TransportProtocol
+
+INGRESS_BANDWIDTH: Final = "kubernetes.io/ingress-bandwidth"
+EGRESS_BANDWIDTH: Final = "kubernetes.io/egress-bandwidth"
+
+NO_BURSTS: Final = frozenset({0, 2**31 - 1, 2**32 - 1})
+"""Bursts that say nothing: a pod's annotations have none, and runtimes pass one of these in its place.
+
+Taken at its word, 2^32 - 1 bits would let each pod send half a gigabyte before its limit is felt.
+"""
+
+RATES: Final = range(1_000, 10**15 + 1)
+"""Bits per second that Kubernetes allows in the annotations (1k to 1P)."""
+
+_QUANTITY: Final = re.compile(
+    r"\+?(\d+\.?\d*|\.\d+)(?:([eE][+-]?\d{1,2})|([numkMGTPE]|[KMGTPE]i)?)", re.ASCII
+)
+_DECIMAL: Final = {"n": -9, "u": -6, "m": -3, "": 0, "k": 3, "M": 6, "G": 9, "T": 12, "P": 15, "E": 18}
+_BINARY: Final = {"Ki": 10, "Mi": 20, "Gi": 30, "Ti": 40, "Pi": 50, "Ei": 60}
+
+
+class HostPort(msgspec.Struct, frozen=True, rename="camel"):
+    """One of `portMappings`. `host_ip` "" is every address of the node; `protocol` in either case."""
+
+    host_port: int
+    container_port: int
+    protocol: str = "tcp"
+    host_ip: str = msgspec.field(default="", name="hostIP")
+
+
+class Bandwidth(msgspec.Struct, frozen=True, rename="camel"):
+    """Rates in bits per second, bursts in bits; a rate of 0 is no limit."""
+
+    ingress_rate: int = 0
+    ingress_burst: int = 0
+    egress_rate: int = 0
+    egress_burst: int = 0
+
+
+def read_port_mappings(found: Sequence[HostPort]) -> tuple[PortMapping, ...]:
+    """Give the mappings, each once. Raises CniError (7) for what is no port, and for one port mapped twice.
+
+    A container port without a hostPort, which some runtimes pass as hostPort 0, is none.
+    """
+    mappings = tuple(dict.fromkeys(_read_port_mapping(one) for one in found if one.host_port != 0))
+    for one, other in combinations(mappings, 2):
+        if clashes(one, other):
+            raise _wrong(
+                f"portMappings: host port {one.host_port}/{one.protocol} leads to two ports of the pod",
+                f"{one.container_port} and {other.container_port}",
+            )
+    return mappings
+
+
+def read_limits(
+    bandwidth: Bandwidth | None, annotations: Mapping[str, str]
+) -> tuple[Limit | None, Limit | None]:
+    """Give the limits of ingress and egress, None for none.
+
+    The pod's annotations count only where the runtime has not turned them into the capability. Raises
+    CniError (7).
+    """
+    if bandwidth is None:
+        return _read_annotation(INGRESS_BANDWIDTH, annotations), _read_annotation(
+            EGRESS_BANDWIDTH, annotations
+        )
+    return (
+        _limit("ingress", bandwidth.ingress_rate, bandwidth.ingress_burst),
+        _limit("egress", bandwidth.egress_rate, bandwidth.egress_burst),
+    )
+
+
+def parse_quantity(text: str) -> Decimal:
+    """Read a Kubernetes quantity ("10M", "1.5Gi", "1e6"). Raises ValueError."""
+    match = _QUANTITY.fullmatch(text)
+    if match is None:
+        raise ValueError(f"{text!r} is no quantity")
+    number, exponent, suffix = match.groups()
+    if exponent:
+        return Decimal(number + exponent)
+    if suffix in _BINARY:
+        return Decimal(number) * Decimal(2 ** _BINARY[suffix])
+    return Decimal(number).scaleb(_DECIMAL[suffix or ""])
+
+
+def _read_port_mapping(one: HostPort) -> PortMapping:
+    where = f"portMappings: host port {one.host_port}"
+    for port in (one.host_port, one.container_port):
+        if not 0 < port < 1 << 16:
+            raise _wrong(f"{where}: {port} is no port")
+    try:
+        protocol = TransportProtocol(one.protocol.upper())
+    except ValueError:
+        raise _wrong(f"{where}: {one.protocol!r} is none of tcp, udp and sctp") from None
+    try:
+        address = ip_address(one.host_ip) if one.host_ip else None
+    except ValueError as error:
+        raise _wrong(f"{where}: hostIP: {error}") from None
+    return PortMapping(protocol, one.host_port, one.container_port, address)
+
+
+def _limit(way: str, rate_bits_s: int, burst_bits: int) -> Limit | None:
+    if rate_bits_s < 0 or burst_bits < 0:
+        raise _wrong(f"bandwidth: {way}: neither a rate nor a burst is negative")
+    if rate_bits_s == 0:
+        return None
+    return Limit(max(rate_bits_s, 8), 0 if burst_bits in NO_BURSTS else burst_bits)
+
+
+def _read_annotation(key: str, annotations: Mapping[str, str]) -> Limit | None:
+    text = annotations.get(key)
+    if text is None:
+        return None
+    try:
+        rate_bits_s = int(parse_quantity(text))
+    except ValueError as error:
+        raise _wrong(f"annotation {key}: {error}") from None
+    if rate_bits_s not in RATES:
+        raise _wrong(f"annotation {key}: {text} is not from 1k to 1P bits per second")
+    return Limit(rate_bits_s)
+
+
+def _wrong(msg: str, details: str = "") -> CniError:
+    return CniError(ErrorCode.BAD_CONFIG, msg, details)
