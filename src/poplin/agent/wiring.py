@@ -4,9 +4,11 @@ All of it runs in threads: a thread may enter a pod's namespace without any othe
 """
 
 import errno
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from ipaddress import ip_network
 from queue import SimpleQueue
 from typing import Final
 
@@ -17,7 +19,7 @@ from poplin.dataplane.netlink.route_socket import Failure, RouteSocket
 from poplin.dataplane.netns import entered, in_namespace
 from poplin.dataplane.sysctl import write_sysctl
 from poplin.model.attachment import Attachment
-from poplin.model.errors import PoplinError
+from poplin.model.errors import PoplinError, TemporaryError
 from poplin.model.kernel import POD_LINK_GROUP, PROTOCOL, Link, Veth
 from poplin.model.state import NetworkState
 from poplin.plan.network import plan_network
@@ -25,6 +27,12 @@ from poplin.plan.operation import Change, Operation, Put, Remove
 
 LEAVING_GROUP: Final = POD_LINK_GROUP + 1
 """IFLA_GROUP of host links that are detached and wait for their end."""
+
+LOCAL_TABLE: Final = 255
+"""RT_TABLE_LOCAL (linux/rtnetlink.h): the kernel's own, of the addresses that are here."""
+
+ADDRESS_WAIT_S: Final = 5.0
+ADDRESS_POLL_S: Final = 0.0005
 
 
 class Wirer:
@@ -64,6 +72,8 @@ class Wirer:
         # the link does that work at once (rtnl_getlink in net/core/rtnetlink.c).
         with self._host() as host:
             host.link(attachment.host_link)
+        with in_namespace(netns_fd, RouteSocket) as pod:
+            _await_addresses(pod, attachment)
 
     def unwire(self, attachment: Attachment) -> None:
         """Take the attachment's veth away, with all that is on it. That it is gone is success."""
@@ -108,6 +118,26 @@ class Wirer:
             yield socket
         finally:
             self._sockets.put(socket)
+
+
+def _await_addresses(pod: RouteSocket, attachment: Attachment) -> None:
+    """Wait until the pod takes packets to its IPv6 addresses. Raises TemporaryError after `ADDRESS_WAIT_S`.
+
+    The kernel makes an IPv6 address's local route in a work queue, also where duplicates are not looked for
+    (addrconf_dad_work in net/ipv6/addrconf.c), and until then drops what comes for it.
+    """
+    missing = {ip_network(address) for address in attachment.addresses if address.version == 6}
+    deadline = time.monotonic() + ADDRESS_WAIT_S
+    while missing:
+        missing -= {route.destination for route in pod.routes(table=LOCAL_TABLE)}
+        if missing and time.monotonic() > deadline:
+            raise TemporaryError(
+                f"the kernel did not put {', '.join(map(str, missing))} to use within {ADDRESS_WAIT_S:g} s",
+                where=attachment.netns,
+                remedy="see whether the node is overloaded",
+            )
+        if missing:
+            time.sleep(ADDRESS_POLL_S)
 
 
 def is_wired(attachment: Attachment, host: RouteSocket, pod: RouteSocket) -> bool:

@@ -20,8 +20,6 @@ from poplin.datastore.kubeconfig import find_access
 from poplin.datastore.kubernetes import KubernetesSource
 from poplin.model.errors import InvalidInputError, PoplinError
 
-# Not `readable`: who may not read them is told by the command itself, which knows why.
-
 
 def agent(
     node_name: Annotated[

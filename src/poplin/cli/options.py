@@ -5,6 +5,9 @@ from typing import Annotated
 
 import typer
 
-StateDir = Annotated[Path, typer.Option(help="Attachments and addresses; survives restarts.")]
-RunDir = Annotated[Path, typer.Option(help="The agent's sockets.")]
-CniConfDir = Annotated[Path, typer.Option(help="Where the container runtime looks for its network.")]
+# Not `readable`: who may not read them is told by the command itself, which knows why.
+StateDir = Annotated[Path, typer.Option(readable=False, help="Attachments and addresses; survives restarts.")]
+RunDir = Annotated[Path, typer.Option(readable=False, help="The agent's sockets.")]
+CniConfDir = Annotated[
+    Path, typer.Option(readable=False, help="Where the container runtime looks for its network.")
+]
