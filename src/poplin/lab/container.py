@@ -6,6 +6,8 @@ all programs of the machine and can harm none of its files (kernel documentation
 
 import os
 import socket
+import sys
+import traceback
 from pathlib import Path
 from typing import Final, NoReturn
 
@@ -30,6 +32,9 @@ from poplin.lab.isolation import (
     setns,
     unshare,
 )
+
+CANNOT_START: Final = 128
+"""The exit code of a child that did not become a container."""
 
 DEFAULT_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _SEPARATE: Final = ("usr", "opt", "home", "root", "lib", "lib64", "bin", "sbin", "var")
@@ -68,23 +73,30 @@ def become_container(spec: ContainerSpec, ready: int) -> NoReturn:
     there.
     """
     try:
-        _isolate(spec)
-        if spec.arguments:
-            environment = {
-                "PATH": DEFAULT_PATH,
-                "HOSTNAME": spec.hostname,
-                "HOME": "/root",
-                **spec.environment,
-            }
-            os.chdir(spec.directory or "/")
-            os.execvpe(spec.arguments[0], spec.arguments, environment)  # noqa: S606  - no shell is wanted
-        set_process_name("echo")
-        echo.serve(spec.hostname, [(p.port, p.protocol) for p in spec.ports], lambda: os.close(ready))
-    except BaseException as error:  # noqa: BLE001  - whatever it is, the parent is told and the child ends
-        with os.fdopen(ready, "w", closefd=False) as pipe:
-            pipe.write(getattr(error, "strerror", None) or str(error) or repr(error))
-        os._exit(128)
-    os._exit(0)
+        try:
+            _isolate(spec)
+            if spec.arguments:
+                environment = {
+                    "PATH": DEFAULT_PATH,
+                    "HOSTNAME": spec.hostname,
+                    "HOME": "/root",
+                    **spec.environment,
+                }
+                os.chdir(spec.directory or "/")
+                os.execvpe(spec.arguments[0], spec.arguments, environment)  # noqa: S606  - no shell is wanted
+            set_process_name("echo")
+            sockets = echo.listen((port.port, port.protocol) for port in spec.ports)
+        except BaseException as error:  # noqa: BLE001  - whatever it is, the parent is told
+            os.write(ready, (getattr(error, "strerror", None) or str(error) or repr(error)).encode())
+            os._exit(CANNOT_START)
+        os.close(ready)
+        echo.serve(spec.hostname, sockets)
+        os._exit(0)
+    except BaseException:  # noqa: BLE001  - nothing of the parent's may go on in the child
+        traceback.print_exc()
+        sys.stderr.flush()
+    finally:
+        os._exit(1)
 
 
 def _isolate(spec: ContainerSpec) -> None:

@@ -7,7 +7,7 @@ each datagram. The text is always two lines, "pod: NAME" and "client: ADDRESS:PO
 import asyncio
 import signal
 import socket
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from ipaddress import IPv6Address, ip_address
 from typing import Any, Final, cast
@@ -19,51 +19,53 @@ SILENCE_S: Final = 0.2
 """How long a client may take to say what it speaks before the server speaks first, as plain TCP may want."""
 
 _METHODS: Final = (b"GET ", b"HEAD ", b"POST ", b"PUT ", b"DELETE ", b"OPTIONS ", b"PATCH ")
+_BACKLOG: Final = 1024
 _MAX_HEAD_BYTES: Final = 64 << 10
 
 
-def serve(name: str, ports: Iterable[tuple[int, str]], ready: Callable[[], None]) -> None:
-    """Serve (port, "TCP" or "UDP") as the pod `name` until SIGTERM; `ready` is called once all are open.
+def listen(ports: Iterable[tuple[int, str]]) -> list[socket.socket]:
+    """Open (port, "TCP" or "UDP") on every address, of both families where the kernel has IPv6.
 
-    Raises OSError where a port is taken, InvalidInputError for a protocol that cannot be served.
+    Raises OSError where a port is taken, InvalidInputError for a protocol that is not spoken here.
     """
-    asyncio.run(_serve(name, list(ports), ready))
+    return [_bind(port, protocol) for port, protocol in ports]
 
 
-async def _serve(name: str, ports: list[tuple[int, str]], ready: Callable[[], None]) -> None:
+def serve(name: str, sockets: Sequence[socket.socket]) -> None:
+    """Serve what `listen` has opened, as the pod `name`, until SIGTERM."""
+    asyncio.run(_serve(name, sockets))
+
+
+async def _serve(name: str, sockets: Sequence[socket.socket]) -> None:
     loop = asyncio.get_running_loop()
     stopped = asyncio.Event()
     # Process 1 of a PID namespace has no default action for a signal.
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopped.set)
-    for port, protocol in ports:
-        match protocol:
-            case "TCP":
-                await loop.create_server(
-                    lambda: Stream(name), sock=bind(port, socket.SOCK_STREAM), backlog=1024
-                )
-            case "UDP":
-                await loop.create_datagram_endpoint(
-                    lambda: Datagrams(name), sock=bind(port, socket.SOCK_DGRAM)
-                )
-            case _:
-                raise InvalidInputError(f"the echo server does not speak {protocol}", where=f"port {port}")
-    ready()
+    for one in sockets:
+        if one.type == socket.SOCK_STREAM:
+            await loop.create_server(lambda: Stream(name), sock=one, backlog=_BACKLOG)
+        else:
+            await loop.create_datagram_endpoint(lambda: Datagrams(name), sock=one)
     await stopped.wait()
 
 
-def bind(port: int, kind: socket.SocketKind) -> socket.socket:
-    """A socket on every address of both families, or of IPv4 where the kernel has no IPv6."""
+def _bind(port: int, protocol: str) -> socket.socket:
+    kinds = {"TCP": socket.SOCK_STREAM, "UDP": socket.SOCK_DGRAM}
+    if protocol not in kinds:
+        raise InvalidInputError(f"the echo server does not speak {protocol}", where=f"port {port}")
     try:
-        one = socket.socket(socket.AF_INET6, kind)
-        one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
-        address = "::"
+        one = socket.socket(socket.AF_INET6, kinds[protocol])
     except OSError:
-        one = socket.socket(socket.AF_INET, kind)
-        address = "0.0.0.0"
-    if kind == socket.SOCK_STREAM:
+        one = socket.socket(socket.AF_INET, kinds[protocol])
+    else:
+        one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+    if protocol == "TCP":
         one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    one.bind((address, port))
+    one.bind(("", port))
+    # Before the container counts as started, so that nobody who comes then is refused.
+    if protocol == "TCP":
+        one.listen(_BACKLOG)
     return one
 
 

@@ -6,6 +6,7 @@ takes everything along when it dies, however it dies: the kernel sees to that. A
 exit codes while the kubelet, which is in the server, is restarted.
 """
 
+import gc
 import os
 import selectors
 import signal
@@ -77,6 +78,8 @@ class Init:
             signal.signal(number, self._note_signal)
         self._selector.register(wake, selectors.EVENT_READ, lambda: wake.recv(_CHUNK_BYTES))
         self._selector.register(self._listener, selectors.EVENT_READ, self._accept)
+        # Children's collections then leave the pages alone that they share with us.
+        gc.freeze()
         while not self._stopping:
             for key, _ in self._selector.select(self._wait_s()):
                 key.data()

@@ -35,7 +35,7 @@ from poplin.lab.isolation import (
     set_process_name,
 )
 from poplin.lab.message import Question
-from poplin.lab.report import wait_until_ready
+from poplin.lab.report import last_line, wait_until_ready
 from poplin.lab.runtime import ask
 from poplin.lab.settings import Settings, read_settings, write_settings
 from poplin.model.errors import InvalidInputError, PoplinError, TemporaryError
@@ -55,13 +55,20 @@ def held(directory: Directory) -> Iterator[None]:
     with directory.lock.open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # A `down` that ended between our opening and locking it has removed the file, and its lock with it.
+            if os.fstat(file.fileno()).st_ino != directory.lock.stat().st_ino:
+                raise BlockingIOError
         except OSError as error:
             raise TemporaryError(
                 "another command is making or unmaking it",
                 where=f"lab {directory.name}",
                 remedy="wait for it to end",
             ) from error
-        yield
+        try:
+            yield
+        finally:
+            if not directory.root.exists():
+                directory.lock.unlink()
 
 
 def read_init(directory: Directory) -> ProcessIdentity | None:
@@ -90,9 +97,7 @@ def bring_up(settings: Settings, step: Step) -> bool:
             with step(f"fabric and {settings.nodes} nodes"):
                 _make(directory, settings)
             _start(directory, settings, step)
-            if settings.kubelet:
-                with step(f"{settings.nodes} nodes ready"):
-                    wait_until_ready(directory, settings, READY_TIMEOUT_S)
+            _wait_for_nodes(directory, settings, step)
             write_settings(directory.settings, settings)
         except BaseException:
             _remove(directory)
@@ -106,7 +111,6 @@ def take_down(name: str) -> bool:
     with held(directory):
         existed = directory.root.exists() or bool(directory.namespaces())
         _remove(directory)
-        directory.lock.unlink(missing_ok=True)
     return existed
 
 
@@ -147,6 +151,14 @@ def _revive(directory: Directory, settings: Settings, step: Step) -> None:
         )
     if read_init(directory) is None:
         _start(directory, standing, step)
+    _wait_for_nodes(directory, standing, step)
+
+
+def _wait_for_nodes(directory: Directory, settings: Settings, step: Step) -> None:
+    """Without kubelet or controllers of ours nobody knows who makes the nodes ready, and when."""
+    if settings.kubelet and settings.controllers:
+        with step(f"{settings.nodes} nodes ready"):
+            wait_until_ready(directory, settings, READY_TIMEOUT_S)
 
 
 def _start(directory: Directory, settings: Settings, step: Step) -> None:
@@ -156,7 +168,7 @@ def _start(directory: Directory, settings: Settings, step: Step) -> None:
         with step("processes"):
             _fork_init(directory, settings, listeners)
             ask(directory.socket, Question(0, start=SERVER))
-            _wait_for(directory.fabric_kubeconfig.exists, directory, "the API server does not start")
+            _wait_for_server(directory)
             for node in settings.node_names():
                 ask(directory.socket, Question(0, start=agent_name(node)))
     finally:
@@ -215,13 +227,13 @@ def _become_init(
         os._exit(0)
 
 
-def _wait_for(holds: Callable[[], bool], directory: Directory, otherwise: str) -> None:
+def _wait_for_server(directory: Directory) -> None:
     deadline = time.monotonic() + START_TIMEOUT_S
-    while not holds():
-        if time.monotonic() > deadline:
-            raise TemporaryError(
-                otherwise, where=f"lab {directory.name}", remedy=f"see {directory.log(SERVER)}"
-            )
+    while not directory.fabric_kubeconfig.exists():
+        server = next(state for state in ask(directory.socket, Question(0)) if state.id == SERVER)
+        if server.code is not None or time.monotonic() > deadline:
+            word = last_line(directory.log(SERVER))
+            raise TemporaryError(f"the server does not start: {word}", where=f"lab {directory.name}")
         time.sleep(POLL_S)
 
 

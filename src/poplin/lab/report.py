@@ -121,22 +121,22 @@ async def _wait_until_ready(directory: Directory, settings: Settings, timeout_s:
                     reports = [_report_node(name, known.get(name)) for name in names]
                     unready = [report for report in reports if not report.ready]
     if unready:
-        told = ", ".join(
-            f"{node.name} ({node.reason}{_last_word(directory, node.name)})" for node in unready[:3]
-        )
+        node = unready[0]
+        word = last_line(directory.log(f"agent-{node.name}"))
         raise TemporaryError(
-            f"{len(unready)} of {len(names)} nodes are not ready after {timeout_s:g} s: {told}",
+            f"{len(unready)} of {len(names)} nodes are not ready after {timeout_s:g} s; {node.name}: {node.reason}"
+            + (f"; its agent's last word: {word}" if word else ""),
             where=f"lab {settings.name}",
         )
 
 
-def _last_word(directory: Directory, node: str) -> str:
-    """The last line of the agent's log."""
+def last_line(log: Path) -> str:
+    """What a process said last, "" where it said nothing."""
     try:
-        lines = directory.log(f"agent-{node}").read_text().splitlines()
+        lines = log.read_text(errors="replace").splitlines()
     except OSError:
-        return "; its agent has no log"
-    return f"; its agent's last word: {lines[-1]}" if lines else ""
+        return ""
+    return lines[-1] if lines else ""
 
 
 def read_pods(directory: Directory, settings: Settings) -> list[Object]:

@@ -7,6 +7,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 from poplin.apiserver import server as apiserver
+from poplin.apiserver.server import ApiServer
 from poplin.datastore.access import Access
 from poplin.datastore.client import ApiClient
 from poplin.datastore.kubeconfig import find_access
@@ -14,37 +15,39 @@ from poplin.lab.access import server_url, split_server, write_fabric_kubeconfig
 from poplin.lab.controllers.runtime import run as run_controllers
 from poplin.lab.directory import Directory
 from poplin.lab.kubelet.kubelet import Kubelet
+from poplin.lab.kubelet.stream.handler import StreamHandler
 from poplin.lab.relay import relay
 from poplin.lab.settings import Settings
 
 
 async def run_server(directory: Directory, settings: Settings, listeners: Sequence[socket.socket]) -> None:
     """Serve until cancelled. The last of `listeners` is the fabric's; before it stands 127.0.0.1's, if any."""
+    api: ApiServer | None = None
     async with AsyncExitStack() as stack:
         if settings.kubeconfig:
             access = find_access({}, kubeconfig=Path(settings.kubeconfig))
+            write_fabric_kubeconfig(directory.fabric_kubeconfig, access, settings.addressing.api_address())
         else:
-            access = await stack.enter_async_context(_serve_api(directory, settings, listeners))
+            api, access = await stack.enter_async_context(_serve_api(directory, settings, listeners))
         client = await stack.enter_async_context(ApiClient(access))
         tasks = await stack.enter_async_context(asyncio.TaskGroup())
         if settings.kubeconfig:
-            write_fabric_kubeconfig(directory.fabric_kubeconfig, access, settings.addressing.api_address())
             tasks.create_task(relay(listeners, *split_server(access)), name="relay to the API server")
         if settings.controllers:
             networks = settings.addressing.pod_networks()
             tasks.create_task(run_controllers(client, cluster_networks=networks), name="controllers")
         if settings.kubelet:
-            tasks.create_task(_run_kubelet(directory, settings, client), name="kubelet")
+            tasks.create_task(_run_kubelet(directory, settings, client, api), name="kubelet")
 
 
 @asynccontextmanager
 async def _serve_api(
     directory: Directory, settings: Settings, listeners: Sequence[socket.socket]
-) -> AsyncIterator[Access]:
+) -> AsyncIterator[tuple[ApiServer, Access]]:
     """The embedded API server, with its kubeconfigs written; how to reach it from here."""
     gateways = settings.addressing.gateways()
     names = sorted({*(str(gateway.ip) for gateway in gateways), "127.0.0.1"})
-    server = apiserver.ApiServer(apiserver.Settings(directory.api, names))
+    server = ApiServer(apiserver.Settings(directory.api, names))
     async with server, apiserver.serve(server, listeners):
         port = listeners[0].getsockname()[1]
         if not directory.kubeconfig.exists():
@@ -53,9 +56,13 @@ async def _serve_api(
             )
             # The last file of all: who sees it may use the API.
             server.write_kubeconfig(directory.kubeconfig, f"https://127.0.0.1:{port}")
-        yield find_access({}, kubeconfig=directory.kubeconfig)
+        yield server, find_access({}, kubeconfig=directory.kubeconfig)
 
 
-async def _run_kubelet(directory: Directory, settings: Settings, client: ApiClient) -> None:
+async def _run_kubelet(
+    directory: Directory, settings: Settings, client: ApiClient, api: ApiServer | None
+) -> None:
     async with Kubelet(directory, settings, client) as kubelet:
+        if api is not None:
+            StreamHandler(directory, kubelet, api).serve()
         await kubelet.run()

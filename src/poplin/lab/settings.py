@@ -30,7 +30,7 @@ class Settings:
 
     name: str
     nodes: int
-    versions: Sequence[int]
+    versions: tuple[int, ...]
     net_conf: str
     kubeconfig: str = ""
     controllers: bool = True
@@ -39,7 +39,7 @@ class Settings:
     @property
     def addressing(self) -> Addressing:
         """Who has which address."""
-        return Addressing(tuple(self.versions))
+        return Addressing(self.versions)
 
     def node_names(self) -> tuple[str, ...]:
         """node-1, node-2, ..."""

@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Final
 
 import msgspec
@@ -63,6 +64,7 @@ class PodWorker:
         self._attached = False
         self._deletion = asyncio.Event()
         self._removed = False
+        self._restored = False
         self._changed = asyncio.Event()
         self._events: set[asyncio.Task[None]] = set()
         self._init = [Container(self, c, _init_role(c), find_arguments) for c in pod.init_containers()]
@@ -92,11 +94,30 @@ class PodWorker:
             await _cancel(life)
             await _cancel(telling)
 
+    # What a client that wants to reach into the pod asks.
+
+    def find_container(self, name: str) -> Container | None:
+        """A container of any kind by its name."""
+        return next((one for one in (*self._main, *self._init) if one.name == name), None)
+
+    def log_directory(self, container: str) -> Path:
+        """Where its logs are, a file "N.log" for each run."""
+        return self._services.directory.pods / self.pod.uid / container
+
+    @property
+    def netns(self) -> str | None:
+        """The path of the pod's network namespace, None before it has one."""
+        if self.pod.host_network:
+            return self._node.place.netns
+        return self._sandbox.netns if self._sandbox is not None else None
+
     # What a Container asks of its pod.
 
     def changed(self) -> None:
         """See Surroundings."""
-        self._changed.set()
+        # Until then the API knows more than we do.
+        if self._restored:
+            self._changed.set()
 
     def tell(self, reason: str, message: str, *, warning: bool = False) -> None:
         """See Surroundings."""
@@ -123,7 +144,7 @@ class PodWorker:
         return ContainerSpec(
             netns=self._sandbox.netns if self._sandbox else place.netns,
             hostname=place.name if self.pod.host_network else self.pod.hostname,
-            log=str(directory.pods / self.pod.uid / name / f"{attempt}.log"),
+            log=str(self.log_directory(name) / f"{attempt}.log"),
             scratch=str(directory.scratch),
             files=make_files(self.pod, self._addresses, self._services.settings.addressing),
         )
@@ -142,11 +163,13 @@ class PodWorker:
 
     async def _live(self) -> None:
         if self.pod.finished:
-            await self._detach()
+            await self._persist(self._remove_sandbox)
             return
-        self.changed()
-        stood = await self._attach()
+        stood = self.pod.host_network or (self._sandbox is not None and stands(self._sandbox))
         done = {c.name for c in (*self._init, *self._main) if c.restore(sandbox_stood=stood)}
+        self._restored = True
+        self.changed()
+        await self._attach()
         async with asyncio.TaskGroup() as sidecars:
             running = [
                 task
@@ -179,17 +202,16 @@ class PodWorker:
         await container.up.wait()
         return task
 
-    async def _attach(self) -> bool:
-        """Give the pod its network; tell whether it stood already."""
+    async def _attach(self) -> None:
+        """Give the pod its network, if it has none yet."""
         if self.pod.host_network:
-            self._addresses, self._attached = list(self._node.place.addresses), True
-            return True
-        stood = self._sandbox is not None and stands(self._sandbox)
-        await self._persist(self._make_sandbox)
-        assert self._sandbox is not None  # noqa: S101  - just made
-        self._addresses, self._attached = self._sandbox.addresses(), True
+            self._addresses = list(self._node.place.addresses)
+        else:
+            await self._persist(self._make_sandbox)
+            assert self._sandbox is not None  # noqa: S101  - just made
+            self._addresses = self._sandbox.addresses()
+        self._attached = True
         self.changed()
-        return stood
 
     async def _make_sandbox(self) -> None:
         if self._sandbox is not None and stands(self._sandbox):
