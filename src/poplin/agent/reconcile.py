@@ -231,8 +231,8 @@ class Reconciler:
         except KernelError:
             return
         try:
-            with in_namespace(netns_fd, RouteSocket) as pod:
-                if not is_wired(attachment, self._route, pod):
+            with in_namespace(netns_fd, RouteSocket) as inside:
+                if not is_wired(attachment, self._route, inside):
                     return
             changes = mend_pod(self._wirings[attachment].pod, netns_fd)
         except PoplinError as error:
