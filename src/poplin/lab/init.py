@@ -11,9 +11,11 @@ import os
 import selectors
 import signal
 import socket
+import sys
 import time
-from collections.abc import Callable, Collection, Mapping
-from contextlib import suppress
+import traceback
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Final, NoReturn
 
@@ -161,8 +163,9 @@ class Init:
             return
         pid = os.fork()
         if pid == 0:
-            self._leave(self._inherited)
-            become()
+            with no_return():
+                self._leave(self._inherited)
+                become()
         self._lives.setdefault(name, Life()).due = 0
         self._record(name, pid)
 
@@ -172,8 +175,9 @@ class Init:
         told, ready = os.pipe2(os.O_CLOEXEC)
         pid = fork_first_of_pid_namespace()
         if pid == 0:
-            self._leave({ready})
-            become_container(spec, ready)
+            with no_return():
+                self._leave({ready})
+                become_container(spec, ready)
         os.close(ready)
         state = self._record(name, pid)
         reason = bytearray()
@@ -236,3 +240,15 @@ class Init:
         for name, life in self._lives.items():
             if life.due and life.due <= time.monotonic():
                 self._start_daemon(name)
+
+
+@contextmanager
+def no_return() -> Iterator[None]:
+    """A child ends in here: were it to go on, there would be two of its parent."""
+    try:
+        yield
+    except BaseException:  # noqa: BLE001  - the log is the only place left to say it
+        traceback.print_exc()
+    finally:
+        sys.stderr.flush()
+        os._exit(1)
