@@ -32,6 +32,7 @@ from poplin.lab.isolation import (
     setns,
     unshare,
 )
+from poplin.lab.stdio import ChildEnds
 
 CANNOT_START: Final = 128
 """The exit code of a child that did not become a container."""
@@ -53,6 +54,7 @@ class ContainerSpec(msgspec.Struct, frozen=True, rename="camel"):
 
     `netns` is a path. `arguments` empty means the echo server on `ports`. `files` are contents by absolute
     path ("/etc/hosts"). `scratch` is an existing directory that the container hides under its own mounts.
+    `tty` gives it a terminal, `stdin` an input that can be written to (see `stdio`).
     """
 
     netns: str
@@ -64,9 +66,11 @@ class ContainerSpec(msgspec.Struct, frozen=True, rename="camel"):
     directory: str = ""
     files: dict[str, str] = {}
     ports: tuple[EchoPort, ...] = ()
+    tty: bool = False
+    stdin: bool = False
 
 
-def become_container(spec: ContainerSpec, ready: int) -> NoReturn:
+def become_container(spec: ContainerSpec, ready: int, streams: ChildEnds) -> NoReturn:
     """Become the container, in a child that is process 1 of its PID namespace. Never returns.
 
     Closing `ready`, or the exec that does, says that it runs; before that its reason for failing is written
@@ -74,12 +78,13 @@ def become_container(spec: ContainerSpec, ready: int) -> NoReturn:
     """
     try:
         try:
-            _isolate(spec)
+            _isolate(spec, streams)
             if spec.arguments:
                 environment = {
                     "PATH": DEFAULT_PATH,
                     "HOSTNAME": spec.hostname,
                     "HOME": "/root",
+                    **({"TERM": "xterm"} if spec.tty else {}),
                     **spec.environment,
                 }
                 os.chdir(spec.directory or "/")
@@ -99,19 +104,15 @@ def become_container(spec: ContainerSpec, ready: int) -> NoReturn:
         os._exit(1)
 
 
-def _isolate(spec: ContainerSpec) -> None:
+def _isolate(spec: ContainerSpec, streams: ChildEnds) -> None:
     os.setsid()
-    log = os.open(spec.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-    null = os.open(os.devnull, os.O_RDONLY)
-    for source, target in ((null, 0), (log, 1), (log, 2)):
-        os.dup2(source, target)
+    streams.adopt()
     netns = open_netns(spec.netns)
     unshare(CLONE_NEWNS | CLONE_NEWUTS | CLONE_NEWIPC)
     setns(netns, CLONE_NEWNET)
     socket.sethostname(spec.hostname[:63])
     _mount_root(Path(spec.scratch), spec.files)
-    for descriptor in (null, log, netns):
-        os.close(descriptor)
+    os.close(netns)
 
 
 def _mount_root(scratch: Path, files: dict[str, str]) -> None:

@@ -17,13 +17,16 @@ import traceback
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Final, NoReturn
 
 import msgspec
 
+from poplin.lab import stdio
 from poplin.lab.container import ContainerSpec, become_container
 from poplin.lab.isolation import ProcessIdentity, close_all_but, fork_first_of_pid_namespace, identify
 from poplin.lab.message import QUESTION, Answer, ProcessState, Question
+from poplin.lab.stdio import Console, open_console
 from poplin.model.errors import InvalidInputError, PoplinError
 
 RESTART_S: Final = (0.2, 1.0, 5.0)
@@ -68,6 +71,7 @@ class Init:
         self._states: dict[str, ProcessState] = {}
         self._ids: dict[int, str] = {}
         self._lives: dict[str, Life] = {}
+        self._consoles: dict[str, Console] = {}
         self._stopping = False
 
     def run(self) -> None:
@@ -140,6 +144,9 @@ class Init:
                 self._start_daemon(name)
             case Question(signal=name) if name:
                 self._signal(name, question.number)
+            case Question(input=name) if name:
+                self._give_input(client, question)
+                return
             case Question(forget=name) if name:
                 if name in self._states and self._states[name].code is not None:
                     del self._states[name]
@@ -172,14 +179,21 @@ class Init:
     def _start_container(self, client: Client, tag: int, name: str, spec: ContainerSpec) -> None:
         if name in self._states:
             raise InvalidInputError("a container of this name is known already", where=name)
+        streams, console = open_console(spec.log, tty=spec.tty, stdin=spec.stdin)
         told, ready = os.pipe2(os.O_CLOEXEC)
         pid = fork_first_of_pid_namespace()
         if pid == 0:
             with no_return():
-                self._leave({ready})
-                become_container(spec, ready)
+                self._leave({ready, *streams.all()})
+                become_container(spec, ready, streams)
         os.close(ready)
+        stdio.close(streams.all())
         state = self._record(name, pid)
+        self._consoles[name] = console
+        for descriptor in console.outputs:
+            self._selector.register(
+                descriptor, selectors.EVENT_READ, partial(self._take_output, console, descriptor)
+            )
         reason = bytearray()
 
         def hear() -> None:
@@ -194,6 +208,34 @@ class Init:
             self._send(client, Answer(tag, reason.decode(errors="replace"), [state]))
 
         self._selector.register(told, selectors.EVENT_READ, hear)
+
+    def _take_output(self, console: Console, descriptor: int) -> bool:
+        """Log a chunk of what a container writes; tell whether there was any."""
+        taken = console.take(descriptor)
+        if taken == 0:
+            self._selector.unregister(descriptor)
+            console.close_output(descriptor)
+        return taken > 0
+
+    def _give_input(self, client: Client, question: Question) -> None:
+        console = self._consoles.get(question.input)
+        if console is None or console.input < 0:
+            raise InvalidInputError("its standard input is closed", where=question.input)
+        answer = msgspec.json.encode(Answer(question.tag)) + b"\n"
+        socket.send_fds(client.connection, [answer], [console.input])
+        if question.once:
+            console.close_input()
+
+    def _finish_output(self, name: str) -> None:
+        """Log the last that a container has written: who hears of its end finds it there."""
+        console = self._consoles.pop(name, None)
+        if console is not None:
+            for descriptor in list(console.outputs):
+                while self._take_output(console, descriptor):
+                    pass
+            for descriptor in console.outputs:
+                self._selector.unregister(descriptor)
+            console.close()
 
     def _record(self, name: str, pid: int) -> ProcessState:
         identity = identify(pid) or _GONE
@@ -219,6 +261,7 @@ class Init:
                 self._end(self._ids.pop(pid, ""), os.waitstatus_to_exitcode(status))
 
     def _end(self, name: str, code: int) -> None:
+        self._finish_output(name)
         state = self._states.get(name)
         if state is None:
             return

@@ -8,10 +8,12 @@ from poplin.lab.container import ContainerSpec
 
 
 class Question(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
-    """A line from a client. One of `start`, `signal`, `forget` names a process; none of them asks for the list.
+    """A line from a client. One of `start`, `signal`, `forget`, `input` names a process; none asks for the list.
 
     `start` starts the daemon of that name, or the container that is given. `forget` drops one that has
-    ended. `tag` comes back with the answer: a container that takes its time does not hold up others.
+    ended. `input` asks for the descriptor that a container's standard input is written to, which comes along
+    with the answer; with `once` nobody gets it after that. `tag` comes back with the answer: a container that
+    takes its time does not hold up others.
     """
 
     tag: int
@@ -20,6 +22,8 @@ class Question(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
     signal: str = ""
     number: int = 0
     forget: str = ""
+    input: str = ""
+    once: bool = False
 
 
 class ProcessState(msgspec.Struct, omit_defaults=True):

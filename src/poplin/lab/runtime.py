@@ -98,6 +98,37 @@ class Runtime:
                 future.set_exception(TemporaryError("the lab's init is gone", where=str(self._path)))
 
 
+def open_input(path: Path, name: str, *, once: bool) -> int:
+    """The descriptor that a container's standard input is written to, blocking; the caller closes it.
+
+    With `once` nobody gets it again, and closing it is the end of the input. Raises PoplinError.
+    """
+    try:
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.settimeout(TIMEOUT_S)
+            connection.connect(str(path))
+            connection.sendall(msgspec.json.encode(Question(1, input=name, once=once)) + b"\n")
+            received = bytearray()
+            while True:
+                data, descriptors, _, _ = socket.recv_fds(connection, LINE_BYTES, 1)
+                if descriptors:
+                    return descriptors[0]
+                if not data:
+                    break
+                # News of processes may come before the answer.
+                received += data
+                for line in received.split(b"\n")[:-1]:
+                    answer = ANSWER.decode(line)
+                    if answer.tag == 1:
+                        raise PoplinError(answer.error, where=name)
+                del received[: received.rfind(b"\n") + 1]
+    except OSError as error:
+        raise TemporaryError(
+            f"the lab's init does not answer: {error.strerror or error}", where=name
+        ) from error
+    raise TemporaryError("the lab's init is gone", where=name)
+
+
 def ask(path: Path, question: Question) -> list[ProcessState]:
     """Ask one thing, blocking. Raises PoplinError where the init is not there or refuses."""
     try:

@@ -93,6 +93,27 @@ class Container:
     def name(self) -> str:
         return self.view.name
 
+    @property
+    def spec(self) -> Json:
+        """The API's."""
+        return self._spec
+
+    @property
+    def attempt(self) -> int:
+        """Counts runs from 0: the one that goes on, or is to come after a wait."""
+        return self._attempt
+
+    @property
+    def process(self) -> ProcessState | None:
+        """The process, while it runs."""
+        state = self._pod.processes.find(self._pod.pod.uid, self.name).get(self._attempt)
+        return state if state is not None and state.code is None else None
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What a command run beside the process gets."""
+        return {"PATH": DEFAULT_PATH, "HOSTNAME": self._pod.pod.hostname, "HOME": "/root", **self._environment}
+
     def restore(self, *, sandbox_stood: bool) -> bool:
         """Take up what an earlier kubelet left; tell whether the container has ended for good."""
         found = self._pod.processes.find(self._pod.pod.uid, self.name)
@@ -205,6 +226,8 @@ class Container:
             environment=self._environment,
             directory=str(self._spec.get("workingDir") or ""),
             ports=() if arguments else tuple(ports),
+            tty=bool(self._spec.get("tty")),
+            stdin=bool(self._spec.get("stdin")),
         )
         Path(spec.log).parent.mkdir(parents=True, exist_ok=True)
         name = process_name(self._pod.pod.uid, self.name, self._attempt)
@@ -293,13 +316,12 @@ class Container:
 
     async def _execute(self, state: ProcessState, command: list[str]) -> int:
         """The exit status of a command run inside the container."""
-        environment = {"PATH": DEFAULT_PATH, **self._environment}
         process = await asyncio.create_subprocess_exec(
             "nsenter",
             *enter_options(state.pid),
             "--",
             *command,
-            env=environment,
+            env=self.environment,
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.DEVNULL,
             stderr=asyncio.subprocess.DEVNULL,

@@ -56,6 +56,10 @@ class Kubelet:
         await asyncio.gather(*self._tasks.values(), return_exceptions=True)
         await self._stack.aclose()
 
+    def find(self, namespace: str, name: str) -> PodWorker | None:
+        """The worker of a pod that is on a node of ours."""
+        return self._workers.get(self._uids.get((namespace, name), ""))
+
     async def run(self) -> None:
         """Serve until cancelled."""
         async with asyncio.TaskGroup() as tasks:
