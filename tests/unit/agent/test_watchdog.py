@@ -1,0 +1,92 @@
+"""Which kernel notifications make the agent look again, and at what."""
+
+from dataclasses import replace
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Interface
+
+import pytest
+
+from poplin.agent.watchdog import Watchdog
+from poplin.compile.pod import compile_pod
+from poplin.dataplane.netlink.monitor import Gone, Overrun, Seen
+from poplin.model.attachment import Attachment
+from poplin.model.kernel import POD_LINK_GROUP, Address, FdbEntry, Link, Neighbour, Route
+
+POD = Attachment(
+    "c1", "eth0", "/run/netns/c1", (IPv4Address("10.244.1.5"),), "02:00:00:00:00:05", 1450, "pop0123456789ab"
+)
+WIRING = compile_pod(POD)
+HOST = replace(WIRING.host.links[POD.host_link], carrier=True)
+OVERLAY = Link("flannel.1", "vxlan")
+ETH0 = Link("eth0")
+POD_ROUTE = next(iter(WIRING.host.routes))
+POD_NEIGHBOUR = next(iter(WIRING.host.neighbours))
+OTHER_ROUTE = Route(IPv4Network("203.0.113.0/24"), link="eth0", protocol=4)
+GATEWAY = Address(POD.host_link, IPv6Interface("fe80::1/64"))
+MAKING = "popffffffffffff"
+
+
+class StandInLoop:
+    def __init__(self):
+        self.asked = []
+
+    def suspect(self, pods=()):
+        self.asked.append(tuple(pods))
+
+    def audit(self):
+        self.asked.append("audit")
+
+
+def judge(*events):
+    loop = StandInLoop()
+    watchdog = Watchdog(loop, {POD.host_link: POD}.get)
+    for event in events:
+        watchdog.judge(event)
+    return loop.asked
+
+
+ALL = ()
+THE_POD = (POD.host_link,)
+
+JUDGEMENTS = {
+    "too much happened": ([Overrun()], ["audit"]),
+    "pod's link as it was made": ([Seen(HOST)], []),
+    "pod's link down": ([Seen(replace(HOST, up=False, carrier=False))], [THE_POD]),
+    "pod's link with another MTU": ([Seen(replace(HOST, mtu_bytes=1400))], [THE_POD]),
+    "pod's link with another MAC": ([Seen(replace(HOST, mac="02:00:00:00:00:99"))], [THE_POD]),
+    "pod's link out of the group": ([Seen(replace(HOST, group=0))], [THE_POD]),
+    "pod's link with another alias": ([Seen(replace(HOST, alias="x"))], [THE_POD]),
+    "pod's side down": ([Seen(replace(HOST, carrier=False))], [THE_POD]),
+    "pod's side down and up": ([Seen(replace(HOST, carrier=False)), Seen(HOST)], [THE_POD, THE_POD]),
+    "pod's side up for long": ([Seen(replace(HOST, carrier=False)), Seen(HOST), Seen(HOST)], [THE_POD] * 2),
+    "pod's link gone": ([Gone(HOST)], [THE_POD]),
+    "pod's route gone": ([Gone(POD_ROUTE)], [THE_POD]),
+    "pod's route changed": ([Seen(replace(POD_ROUTE, metric=5))], [THE_POD]),
+    "pod's neighbour gone": ([Gone(POD_NEIGHBOUR)], [THE_POD]),
+    "gateway's address gone": ([Gone(GATEWAY)], [THE_POD]),
+    "gateway's address made": ([Seen(GATEWAY)], []),
+    "kernel's address on a pod's link gone": ([Gone(replace(GATEWAY, protocol=3))], []),
+    "link of a pod that is being made": ([Seen(replace(HOST, name=MAKING))], []),
+    "link of a pod that is being unmade": ([Gone(replace(HOST, name=MAKING))], []),
+    "route of a pod that is being unmade": ([Gone(replace(POD_ROUTE, link=MAKING))], []),
+    "unknown link in the pods' group": ([Seen(Link("veth7", "veth", group=POD_LINK_GROUP))], []),
+    "overlay changed": ([Seen(OVERLAY)], [ALL]),
+    "overlay gone": ([Gone(OVERLAY)], [ALL]),
+    "underlay changed": ([Seen(ETH0)], [ALL]),
+    "underlay's address": ([Seen(Address("eth0", IPv4Interface("192.0.2.1/24"), protocol=0))], [ALL]),
+    "underlay's address gone": ([Gone(Address("eth0", IPv4Interface("192.0.2.1/24"), protocol=0))], [ALL]),
+    "route gone": ([Gone(replace(POD_ROUTE, link="flannel.1"))], [ALL]),
+    "neighbour gone": ([Gone(replace(POD_NEIGHBOUR, link="flannel.1"))], [ALL]),
+    "forwarding entry gone": ([Gone(FdbEntry("flannel.1", POD.mac, IPv4Address("192.0.2.2")))], [ALL]),
+    "neighbour changed": ([Seen(Neighbour("flannel.1", IPv4Address("10.244.2.0"), POD.mac))], [ALL]),
+}
+
+
+@pytest.mark.parametrize(("events", "asked"), JUDGEMENTS.values(), ids=JUDGEMENTS)
+def test_an_event_is_judged(events, asked):
+    assert judge(*events) == asked
+
+
+def test_a_new_link_of_a_pods_name_starts_with_its_carrier_unknown():
+    down = Seen(replace(HOST, carrier=False))
+    assert judge(down, Gone(HOST), Seen(HOST)) == [THE_POD, THE_POD]
+    assert judge(Seen(OTHER_ROUTE)) == [ALL]
