@@ -153,11 +153,6 @@ class Reconciler:
             self._adopted = True
         return self._state
 
-    def _compile(self, inputs: Inputs, actual: NetworkState) -> tuple[Network | None, PoplinError | None]:
-        if inputs.hold is not None or inputs.conf is None or inputs.own is None:
-            return None, inputs.hold
-        underlays = find_underlays(
-            actual.links,
     def _with_adopted_routes(self, state: NetworkState) -> NetworkState:
         """Add what others, flanneld before us, have put on devices that may become ours."""
         overlays = [name for name, link in state.links.items() if link.kind == "vxlan"]
