@@ -1,7 +1,7 @@
 # `make setup` installs what is missing; every other target does it first.
 BIN := .venv/bin
 
-.PHONY: setup check test unit bench lock clean
+.PHONY: setup check test unit bench demo docs lock clean
 
 setup:
 	@scripts/setup
@@ -20,6 +20,12 @@ unit: setup
 
 bench: setup
 	$(BIN)/python -m bench
+
+demo: setup
+	$(BIN)/poplin lab demo
+
+docs: setup
+	scripts/make-docs
 
 lock:
 	scripts/lock

@@ -1,10 +1,7 @@
 """`poplin lab`: a whole cluster's network on one machine."""
 
-import os
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -13,19 +10,24 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from poplin.cli.demo import demo
 from poplin.cli.output import Format, Output
+from poplin.cli.progress import Progress
+from poplin.cli.root import require_root
 from poplin.datastore.netconf import parse_netconf
 from poplin.lab.addressing import parse_families
 from poplin.lab.enter import enter
 from poplin.lab.lifecycle import bring_up, require, take_down
 from poplin.lab.report import LabReport, kubeconfig_path, report_lab
 from poplin.lab.settings import DEFAULT_NAME, Backend, Settings, check_name, check_nodes, make_net_conf
-from poplin.model.errors import InvalidInputError, PoplinError
+from poplin.model.errors import InvalidInputError
 
 app = typer.Typer(
     help="A cluster of network namespaces: real agents, the real CNI plugin, no virtual machine.",
     no_args_is_help=True,
 )
+
+app.command()(demo)
 
 Name = Annotated[str, typer.Option(help="Which lab; several may stand side by side.")]
 
@@ -51,7 +53,7 @@ def up(
 
     Example: poplin lab up --nodes 3 && export KUBECONFIG=$(poplin lab kubeconfig)
     """
-    _require_root()
+    require_root()
     versions = parse_families(ip_family)
     text = net_conf.read_text() if net_conf else make_net_conf(versions, backend)
     parse_netconf(text, str(net_conf or "net-conf.json"))
@@ -65,7 +67,7 @@ def up(
         kubelet=_embedded("--kubelet", kubelet),
     )
     began = time.monotonic()
-    made = bring_up(settings, _step)
+    made = bring_up(settings, Progress(Console(highlight=False)).step)
     if made:
         typer.echo(f"lab {name} is ready ({time.monotonic() - began:.1f} s)")
         option = "" if name == DEFAULT_NAME else f" --name {name}"
@@ -80,7 +82,7 @@ def down(name: Name = DEFAULT_NAME) -> None:
 
     Example: poplin lab down
     """
-    _require_root()
+    require_root()
     existed = take_down(check_name(name))
     typer.echo(f"lab {name} is gone" if existed else f"there is no lab {name}")
 
@@ -122,27 +124,9 @@ def execute(
 
     Example: poplin lab exec web-1 -- ip route
     """
-    _require_root()
+    require_root()
     directory, settings = require(check_name(name))
     enter(directory, settings, target, container, command)
-
-
-@contextmanager
-def _step(what: str) -> Iterator[None]:
-    """A line for each step and its time; on a terminal it stands there while the step goes on.
-
-    No thread may turn a wheel here: steps fork.
-    """
-    began = time.monotonic()
-    console = Console(highlight=False)
-    if console.is_terminal:
-        console.print(f"[dim]…[/] {what}", end="\r")
-    try:
-        yield
-    except BaseException:
-        console.print(f"[red]✗[/] {what}")
-        raise
-    console.print(f"[green]✓[/] {what} [dim]{time.monotonic() - began:.2f} s[/]")
 
 
 def _print(report: LabReport) -> None:
@@ -174,8 +158,3 @@ def _embedded(option: str, text: str) -> bool:
     if text not in {"embedded", "none"}:
         raise InvalidInputError(f"{text!r}", where=option, remedy="write embedded or none")
     return text == "embedded"
-
-
-def _require_root() -> None:
-    if os.geteuid() != 0:
-        raise PoplinError("makes network namespaces and needs root", remedy="run it with sudo")

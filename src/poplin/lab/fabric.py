@@ -46,6 +46,8 @@ def make_node(directory: Directory, settings: Settings, number: int) -> None:
             port = Link(node, "veth", master=BRIDGE)
             _apply(switch, [Put(Veth(port, Link(UPLINK), netns_fd))])
         _forward()
+        # While its link-local address is tentative a node cannot ask for a neighbour on behalf of a pod.
+        write_sysctl(f"net/ipv6/conf/{UPLINK}/accept_dad", 0)
         operations: list[Operation] = [Change(Link("lo")), Change(Link(UPLINK))]
         operations += [Put(Address(UPLINK, a, protocol=0)) for a in settings.addressing.node(number)]
         for gateway in settings.addressing.gateways():
