@@ -4,6 +4,7 @@ Source: Kubernetes documentation, "Configure Liveness, Readiness and Startup Pro
 """
 
 import asyncio
+import os
 import socket
 import ssl
 from collections.abc import Awaitable, Callable, Mapping
@@ -94,7 +95,10 @@ async def ask(probe: Json, target: Target, timeout_s: float) -> str:
                 return await _ask_grpc(probe["grpc"], target)
     except TimeoutError:
         return f"no answer within {timeout_s:g} s"
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        # asyncio's own text does not say what the kernel said.
+        return os.strerror(error.errno) if error.errno else str(error)
+    except ValueError as error:
         return str(error)
     return "the probe asks for nothing"
 
