@@ -17,6 +17,7 @@ Seen with Debian 12's containerd 1.6.20 and runc 1.1.5, on kernel 6.18:
 
 import os
 import shutil
+import socket
 import subprocess
 from contextlib import suppress
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ from poplin.lab.cri.mounts import read_mounts, share_directory, unmount_below
 from poplin.lab.isolation import (
     CLONE_NEWNET,
     CLONE_NEWNS,
+    CLONE_NEWUTS,
     MS_BIND,
     MS_NODEV,
     MS_NOEXEC,
@@ -52,18 +54,22 @@ IMPORT_TIMEOUT_S: Final = 300
 
 @dataclass(frozen=True, slots=True)
 class Containerd:
-    """One node's containerd. `cgroup` is the parent of all its pods' cgroups, a path below each hierarchy."""
+    """One node's containerd. `cgroup` is the parent of all its pods' cgroups, a path below each hierarchy.
+
+    `hostname` is what pods on the node's network are called.
+    """
 
     directory: Path
     netns: Path
+    hostname: str
     cni_conf: Path
     cni_bin: Path
     cgroup: str
     sandbox_image: str
 
     @property
-    def socket(self) -> Path:
-        """Where it serves CRI."""
+    def address(self) -> Path:
+        """Where it serves CRI: a unix socket."""
         return self.directory / "containerd.sock"
 
     @property
@@ -94,7 +100,7 @@ disabled_plugins = ["io.containerd.internal.v1.opt", "io.containerd.snapshotter.
   "io.containerd.snapshotter.v1.devmapper", "io.containerd.snapshotter.v1.zfs", "io.containerd.snapshotter.v1.aufs"]
 
 [grpc]
-  address = "{self.socket}"
+  address = "{self.address}"
 
 [plugins."io.containerd.grpc.v1.cri"]
   sandbox_image = "{self.sandbox_image}"
@@ -138,7 +144,8 @@ disabled_plugins = ["io.containerd.internal.v1.opt", "io.containerd.snapshotter.
         """Become it, in a child with one thread, after `prepare`. Never returns; raises OSError or KernelError."""
         program = find_program("containerd")
         setns(open_netns(self.netns), CLONE_NEWNET)
-        unshare(CLONE_NEWNS)
+        unshare(CLONE_NEWNS | CLONE_NEWUTS)
+        socket.sethostname(self.hostname)
         for one in read_mounts():
             # A mount that was unmounted meanwhile, or lies under another, needs no care.
             if one.shared and not one.path.is_relative_to(self.netns_names):
@@ -153,7 +160,7 @@ disabled_plugins = ["io.containerd.internal.v1.opt", "io.containerd.snapshotter.
 
     def import_images(self, archive: Path) -> None:
         """Put an image archive (OCI's or docker's) into its store. Blocks. Raises TemporaryError."""
-        command = [find_program("ctr"), "--address", str(self.socket), "--namespace", IMAGE_NAMESPACE]
+        command = [find_program("ctr"), "--address", str(self.address), "--namespace", IMAGE_NAMESPACE]
         try:
             # All platforms: an archive made for this machine alone may not name it.
             subprocess.run(

@@ -295,6 +295,8 @@ class LinuxContainerSecurityContext(Message, frozen=True):
     supplemental_groups: Annotated[tuple[int, ...], 8] = ()
     no_new_privs: Annotated[bool, 11] = False
     run_as_group: Annotated[Int64Value | None, 12] = None
+    masked_paths: Annotated[tuple[str, ...], 13] = ()
+    readonly_paths: Annotated[tuple[str, ...], 14] = ()
 
 
 class LinuxContainerConfig(Message, frozen=True):
@@ -484,3 +486,33 @@ class ListImagesResponse(Message, frozen=True):
     """The images in the store."""
 
     images: Annotated[tuple[Image, ...], 1] = ()
+
+
+# ---- containerd's own ----
+
+
+class SubscribeRequest(Message, frozen=True):
+    """Ask for events that one of the filters lets through (containerd.services.events.v1)."""
+
+    filters: Annotated[tuple[str, ...], 1] = ()
+
+
+class Wrapped(Message, frozen=True):
+    """google.protobuf.Any: a message and the name of its type."""
+
+    type_url: Annotated[str, 1] = ""
+    value: Annotated[bytes, 2] = b""
+
+
+class Envelope(Message, frozen=True):
+    """An event."""
+
+    topic: Annotated[str, 3] = ""
+    event: Annotated[Wrapped | None, 4] = None
+
+
+class TaskExit(Message, frozen=True):
+    """A process of a container has ended; the first one's id is the container's (containerd.events)."""
+
+    container_id: Annotated[str, 1] = ""
+    id: Annotated[str, 2] = ""

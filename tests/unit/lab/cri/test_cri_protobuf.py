@@ -1,5 +1,6 @@
 """The wire format against the examples of its documentation, and against itself."""
 
+import contextlib
 from collections.abc import Mapping
 from enum import IntEnum
 from typing import Annotated
@@ -29,6 +30,10 @@ class Colour(IntEnum):
 class Inner(Message, frozen=True):
     number: Annotated[int, 1] = 0
     text: Annotated[str, 2] = ""
+
+
+class Nothing(Message, frozen=True):
+    pass
 
 
 class Whole(Message, frozen=True):
@@ -88,10 +93,7 @@ def test_what_is_encoded_is_read_back(message):
 
 @given(whole)
 def test_fields_that_are_not_known_are_skipped(message):
-    known = decode(
-        encode(message), Inner.__class__("Known", (Message,), {"__annotations__": {}}, frozen=True)
-    )
-    assert encode(known) == b""
+    assert decode(encode(message), Nothing) == Nothing()
 
 
 @given(whole, st.data())
@@ -107,12 +109,8 @@ def test_what_is_cut_short_is_refused_or_is_a_shorter_message(message, data):
 
 @given(st.binary(max_size=200))
 def test_any_bytes_are_a_message_or_are_refused(data):
-    try:
-        decode(data, Whole)
-    except InvalidInputError:
-        return
-    except UnicodeDecodeError as error:
-        pytest.fail(f"not translated: {error}")
+    with contextlib.suppress(InvalidInputError):
+        assert isinstance(decode(data, Whole), Whole)
 
 
 @pytest.mark.parametrize(
