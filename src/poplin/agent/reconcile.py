@@ -15,7 +15,7 @@ from typing import Final
 from poplin.agent.config import AgentConfig
 from poplin.agent.host_ports import HostPorts
 from poplin.agent.registry import Registry, Snapshot
-from poplin.agent.wiring import is_wired, mend_pod, read_state
+from poplin.agent.wiring import is_wired, mend_pod, read_state, shaped_links
 from poplin.compile.host_ports import TABLE as HOST_PORT_TABLE
 from poplin.compile.network import Network, compile_network
 from poplin.compile.node_table import compile_node_table
@@ -30,7 +30,7 @@ from poplin.dataplane.sysctl import read_sysctl, write_sysctl
 from poplin.model.attachment import Attachment
 from poplin.model.cluster import Node
 from poplin.model.errors import KernelError, PoplinError
-from poplin.model.kernel import POD_LINK_GROUP, Address, Link, Neighbour, Route, Veth
+from poplin.model.kernel import POD_LINK_GROUP, Address, Link, Neighbour, Redirect, Route, TokenBucket, Veth
 from poplin.model.netconf import NetConf
 from poplin.model.nftables import Table
 from poplin.model.state import NetworkState, unite
@@ -104,10 +104,10 @@ class Reconciler:
         self._routes = RouteReader(self._route)
         self._nft = NftSocket()
         self._state: NetworkState | None = None
+        self._adopted = False
         self._table: Table | None = None
         self._table_known = False
         self._wirings: dict[Attachment, Wiring] = {}
-        self._adopted = False
         self.route_ports = frozenset({self._route.port})
         self.nft_ports = frozenset({self._nft.port})
 
@@ -148,7 +148,9 @@ class Reconciler:
     def _read(self) -> NetworkState:
         if self._state is None:
             self._registry.forget_news()
-            state = read_state(self._route, self._routes)
+            state = read_state(
+                self._route, self._routes, shaped_links(map(compile_pod, self._registry.shaped()))
+            )
             self._state = state if self._adopted else self._with_adopted_routes(state)
             self._adopted = True
         return self._state
@@ -263,7 +265,9 @@ def _with_peers(
                 open_files.callback(os.close, netns_fd)
                 peer = wirings[attachment].pod.links[attachment.ifname]
                 operations.append(Put(Veth(host, peer, netns_fd)))
-            case Put(Address() | Route() | Neighbour() as thing) if thing.link in gone:
+            case Put(Address() | Route() | Neighbour() | TokenBucket() | Redirect() as thing) if (
+                thing.link in gone
+            ):
                 continue
             case _:
                 operations.append(operation)

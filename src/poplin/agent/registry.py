@@ -12,9 +12,9 @@ from poplin.compile.host_ports import clashes
 from poplin.compile.pod import compile_pod
 from poplin.datastore.attachments import AttachmentStore, Key
 from poplin.ipam.pool import NodePool
-from poplin.model.attachment import Attachment, AttachmentState
+from poplin.model.attachment import Attachment, AttachmentState, ifb_name
 from poplin.model.errors import InvalidInputError, PoplinError, TemporaryError
-from poplin.model.kernel import IPAddress, IPNetwork, Link
+from poplin.model.kernel import IPAddress, IPNetwork
 from poplin.model.state import NetworkState
 from poplin.plan.network import plan_network
 from poplin.plan.operation import Operation, Remove
@@ -22,7 +22,7 @@ from poplin.plan.operation import Operation, Remove
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """Attachments that stand, and the host links of those being made or unmade just now.
+    """Attachments that stand, and the links on the node of those being made or unmade just now.
 
     `news` are operations that the CNI server has done since the last snapshot, in their order.
     """
@@ -39,6 +39,7 @@ class Registry:
         self._store = store
         self._attachments: dict[Key, Attachment] = {(a.container_id, a.ifname): a for a in store.all()}
         self._by_link = {a.host_link: a for a in self._attachments.values()}
+        self._shaped = {key: a for key, a in self._attachments.items() if a.ingress or a.egress}
         self._mapped = {key: a for key, a in self._attachments.items() if a.port_mappings}
         self._pool: NodePool | None = None
         self._cidrs: tuple[IPNetwork, ...] = ()
@@ -108,6 +109,8 @@ class Registry:
             self._claimed.add(attachment.host_link)
             if attachment.port_mappings:
                 self._mapped[key] = attachment
+            if attachment.ingress or attachment.egress:
+                self._shaped[key] = attachment
         return attachment
 
     def _check_host_ports(self, draft: Attachment) -> None:
@@ -132,6 +135,11 @@ class Registry:
             self._claimed.discard(attachment.host_link)
             self._news += plan_network(compile_pod(attachment).host, NetworkState())
 
+    def shaped(self) -> list[Attachment]:
+        """Give the attachments with limits, whatever becomes of them; for any thread."""
+        with self._lock:
+            return list(self._shaped.values())
+
     def mapped(self) -> list[Attachment]:
         """Give the attachments whose host ports are to be in force; for any thread."""
         with self._lock:
@@ -153,7 +161,8 @@ class Registry:
         with self._lock:
             self._attachments.pop(key, None)
             self._mapped.pop(key, None)
-            self._news.append(Remove(Link(attachment.host_link, "veth")))
+            self._shaped.pop(key, None)
+            self._news += map(Remove, compile_pod(attachment).host.links.values())
 
     def leaving(self) -> set[str]:
         """Give the claimed links of attachments that are no more."""
@@ -172,10 +181,11 @@ class Registry:
     def snapshot(self) -> Snapshot:
         """Give the attachments as they are; for the reconcile pass, after it has read the kernel."""
         with self._lock:
+            claimed = {name for link in self._claimed for name in (link, ifb_name(link))}
             news, self._news = self._news, []
             return Snapshot(
                 tuple(a for a in self._attachments.values() if a.host_link not in self._claimed),
-                frozenset(self._claimed),
+                frozenset(claimed),
                 tuple(news),
             )
 

@@ -8,8 +8,8 @@ from collections.abc import Callable
 
 from poplin.agent.loop import Loop
 from poplin.compile.pod import compile_pod
-from poplin.dataplane.netlink.monitor import Event, Gone, Monitor, Overrun, Seen
-from poplin.model.attachment import HOST_LINK_PREFIX, Attachment
+from poplin.dataplane.netlink.monitor import Event, Gone, Monitor, Overrun, Reshaped, Seen
+from poplin.model.attachment import HOST_LINK_PREFIX, IFB_PREFIX, Attachment, host_link_of
 from poplin.model.kernel import POD_LINK_GROUP, PROTOCOL, Address, FdbEntry, Link, Neighbour, Route
 
 
@@ -38,6 +38,9 @@ class Watchdog:
                 self._judge_thing_of_pod(link.name)
             case Seen(Address() as address) if _is_on_pod(address.link):
                 pass  # the kernel's echo of ours, or another's addition: ours still stands
+            case Reshaped(link):
+                if _is_on_pod(link):
+                    self._judge_thing_of_pod(link)
             case Seen(Link() | Address()) | Gone(Link()):
                 self._loop.suspect()
             case Gone(Address() as address) if address.protocol != PROTOCOL and _is_on_pod(address.link):
@@ -51,26 +54,28 @@ class Watchdog:
                     self._loop.suspect()
 
     def _judge_pod_link(self, link: Link) -> None:
-        attachment = self._attachment_of(link.name)
-        if attachment is None:
+        attachment = self._attachment_of(host_link_of(link.name))
+        wanted = compile_pod(attachment).host.links.get(link.name) if attachment is not None else None
+        if wanted is None:
             return
-        wanted = compile_pod(attachment).host.links[link.name]
-        as_made = _settable(link) == _settable(wanted)
+        as_made = _settable(link, wanted) == _settable(wanted, wanted)
         # A carrier that goes says that the pod's side went down, and lost its routes and neighbours.
         had_carrier = self._carrier.get(link.name, True)
         self._carrier[link.name] = link.carrier
         if not as_made or not (had_carrier and link.carrier):
-            self._loop.suspect([link.name])
+            self._loop.suspect([host_link_of(link.name)])
 
     def _judge_thing_of_pod(self, link: str) -> None:
         # Of a pod that is being made or unmade nothing is amiss.
-        if self._attachment_of(link) is not None:
-            self._loop.suspect([link])
+        host_link = host_link_of(link)
+        if self._attachment_of(host_link) is not None:
+            self._loop.suspect([host_link])
 
 
-def _settable(link: Link) -> tuple[object, ...]:
+def _settable(link: Link, wanted: Link) -> tuple[object, ...]:
     """Give what a pass sets on a link that stands."""
-    return link.mac, link.mtu_bytes, link.up, link.group, link.alias
+    mac, mtu_bytes = wanted.mac and link.mac, wanted.mtu_bytes and link.mtu_bytes
+    return mac, mtu_bytes, link.up, link.group, link.alias
 
 
 def _is_of_pod(link: Link) -> bool:
@@ -78,4 +83,4 @@ def _is_of_pod(link: Link) -> bool:
 
 
 def _is_on_pod(link: str) -> bool:
-    return link.startswith(HOST_LINK_PREFIX)
+    return link.startswith((HOST_LINK_PREFIX, IFB_PREFIX))

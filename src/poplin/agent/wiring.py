@@ -5,7 +5,7 @@ It blocks and never awaits: a thread that has entered a pod's namespace has come
 
 import errno
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from ipaddress import ip_network
@@ -20,7 +20,7 @@ from poplin.dataplane.netns import entered, in_namespace
 from poplin.dataplane.sysctl import write_sysctl
 from poplin.model.attachment import Attachment
 from poplin.model.errors import PoplinError, TemporaryError
-from poplin.model.kernel import POD_LINK_GROUP, PROTOCOL, Link, Veth
+from poplin.model.kernel import POD_LINK_GROUP, PROTOCOL, Link, Redirect, Shaping, Veth
 from poplin.model.state import NetworkState
 from poplin.plan.network import plan_network
 from poplin.plan.operation import Change, Operation, Put, Remove
@@ -78,7 +78,7 @@ class Wirer:
     def unwire(self, attachment: Attachment) -> None:
         """Take the attachment's veth away, with all that is on it. That it is gone is success."""
         with self._host() as host:
-            _raise_first(host.apply([Remove(Link(attachment.host_link, "veth"))]))
+            _raise_first(host.apply([Remove(link) for link in compile_pod(attachment).host.links.values()]))
 
     def detach(self, attachment: Attachment, netns_fd: int | None) -> None:
         """Take everything off an attachment but its links, which `reap` destroys later.
@@ -102,8 +102,8 @@ class Wirer:
                     *map(Remove, wiring.host.addresses),
                 ]
             )
-            link = replace(wiring.host.links[attachment.host_link], up=False, group=LEAVING_GROUP)
-            failures += host.apply([Change(link)])
+            links = wiring.host.links.values()
+            failures += host.apply([Change(replace(link, up=False, group=LEAVING_GROUP)) for link in links])
         _raise_first([f for f in failures if f.error.errno != errno.ENODEV])
 
     def reap(self) -> None:
@@ -154,12 +154,15 @@ def is_wired(attachment: Attachment, host: RouteSocket, pod: RouteSocket) -> boo
 def host_operations(attachment: Attachment, wiring: Wiring, netns_fd: int) -> list[Operation]:
     """Give what makes the veth and the node's side of it.
 
-    A host link of this name is a leftover: no attachment has it, and it gives way.
+    A link of one of these names is a leftover: no attachment has it, and it gives way.
     """
     host = wiring.host.links[attachment.host_link]
     veth = Veth(host, wiring.pod.links[attachment.ifname], netns_fd)
     _, *rest = plan_network(wiring.host, NetworkState())
-    return [Put(veth, replace=True), *rest]
+    return [
+        Put(veth, replace=True),
+        *(Put(o.what, replace=True) if isinstance(o, Put) and isinstance(o.what, Link) else o for o in rest),
+    ]
 
 
 def mend_pod(desired: NetworkState, netns_fd: int, actual: NetworkState | None = None) -> int:
@@ -183,14 +186,26 @@ def differences(attachment: Attachment, netns_fd: int) -> list[str]:
     """
     wiring = compile_pod(attachment)
     with RouteSocket() as host:
-        operations = plan_network(wiring.host, read_state(host).of_links({attachment.host_link}))
+        state = read_state(host, redirected=shaped_links([wiring]))
+        operations = plan_network(wiring.host, state.of_links(wiring.host.links))
     with in_namespace(netns_fd, RouteSocket) as pod:
         operations += plan_network(wiring.pod, read_state(pod).of_links({attachment.ifname}))
     return [f"missing: {describe(object_of(o))}" for o in operations if isinstance(o, Put)]
 
 
-def read_state(socket: RouteSocket, routes: RouteReader | None = None) -> NetworkState:
-    """Give what stands in the socket's namespace: all links, addresses and neighbours, and our routes."""
+def shaped_links(wirings: Iterable[Wiring]) -> set[str] | None:
+    """Give the host links whose pods' limits `read_state` is to look for, None where no pod has any."""
+    shaping = [shaper for wiring in wirings for shaper in wiring.host.shaping]
+    return {shaper.link for shaper in shaping if isinstance(shaper, Redirect)} if shaping else None
+
+
+def read_state(
+    socket: RouteSocket, routes: RouteReader | None = None, redirected: Collection[str] | None = None
+) -> NetworkState:
+    """Give what stands in the socket's namespace: all links, addresses and neighbours, and our routes.
+
+    What shapes links is read where `redirected` is not None: queues of all links, and redirects of these.
+    """
     links = {link.name: link for link in socket.links()}
     overlays = [name for name, link in links.items() if link.kind == "vxlan"]
     return NetworkState(
@@ -199,7 +214,13 @@ def read_state(socket: RouteSocket, routes: RouteReader | None = None) -> Networ
         routes=routes.read() if routes else frozenset(socket.routes(protocol=PROTOCOL)),
         neighbours=frozenset(socket.neighbours()),
         fdb=frozenset(entry for name in overlays for entry in socket.fdb(name)),
+        shaping=_read_shaping(socket, redirected) if redirected is not None else frozenset(),
     )
+
+
+def _read_shaping(socket: RouteSocket, redirected: Collection[str]) -> frozenset[Shaping]:
+    redirects = [redirect for link in redirected for redirect in socket.redirects(link)]
+    return frozenset([*socket.token_buckets(), *redirects])
 
 
 def _raise_first(failures: Sequence[Failure]) -> None:

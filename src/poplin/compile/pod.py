@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, IPv6Interface, ip_interface, ip_network
 from typing import Final
 
+from poplin.compile.bandwidth import compile_bandwidth
 from poplin.model.attachment import HOST_MAC, Attachment
 from poplin.model.kernel import (
     POD_LINK_GROUP,
@@ -46,10 +47,11 @@ def compile_pod(attachment: Attachment) -> Wiring:
         alias=f"poplin: {owner} {a.ifname}"[:255],
     )
     pod = Link(a.ifname, kind="veth", mac=a.mac, mtu_bytes=a.mtu_bytes)
+    limits = compile_bandwidth(a, host)
     has_ipv6 = any(address.version == 6 for address in a.addresses)
     return Wiring(
         host=NetworkState(
-            links={host.name: host},
+            links={link.name: link for link in (host, *limits.links)},
             addresses=frozenset({_gateway_address(host.name)} if has_ipv6 else ()),
             routes=frozenset(
                 Route(ip_network(address), link=host.name, scope=_connected_scope(address))
@@ -57,6 +59,7 @@ def compile_pod(attachment: Attachment) -> Wiring:
             ),
             neighbours=frozenset(Neighbour(host.name, address, a.mac) for address in a.addresses),
             sysctls=_loopback_clients(a),
+            shaping=limits.shaping,
         ),
         pod=NetworkState(
             links={pod.name: pod},

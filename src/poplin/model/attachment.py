@@ -13,6 +13,9 @@ HOST_MAC = "ee:ee:ee:ee:ee:ee"
 HOST_LINK_PREFIX = "pop"
 """What the name of the host side of every pod's veth begins with."""
 
+IFB_PREFIX = "ifb"
+"""What the name of every pod's ifb device begins with."""
+
 
 class AttachmentState(StrEnum):
     """`ADDING` until the kernel objects stand; an agent that starts undoes what it finds there."""
@@ -70,6 +73,16 @@ class Attachment:
 def host_link_name(container_id: str, ifname: str) -> str:
     """Name of the host side of an attachment's veth: "pop" and 12 hex digits, the 15 characters allowed."""
     return HOST_LINK_PREFIX + blake2b(f"{container_id}/{ifname}".encode(), digest_size=6).hexdigest()
+
+
+def ifb_name(host_link: str) -> str:
+    """Name of the device through whose queue a pod's packets go where they are limited, from its host link's."""
+    return IFB_PREFIX + host_link.removeprefix(HOST_LINK_PREFIX)
+
+
+def host_link_of(link: str) -> str:
+    """Name of the host link that a link of a pod belongs to: its own, or the one that `ifb_name` was given."""
+    return HOST_LINK_PREFIX + link.removeprefix(IFB_PREFIX) if link.startswith(IFB_PREFIX) else link
 
 
 def pod_mac(container_id: str, ifname: str) -> str:

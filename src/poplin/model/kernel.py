@@ -146,3 +146,32 @@ class FdbEntry:
     link: str
     mac: str
     destination: IPAddress
+
+
+@dataclass(frozen=True, slots=True)
+class TokenBucket:
+    """A link's root queueing discipline, tbf: what leaves by the link does so at `rate_bytes_s` at most.
+
+    A burst may be as long as what the rate gives in `burst_ns`, a multiple of 64 up to BURST_NS_MAX. What has
+    to wait does so in a queue of `limit_bytes`, and is dropped beyond.
+    """
+
+    link: str
+    rate_bytes_s: int
+    burst_ns: int
+    limit_bytes: int
+
+
+BURST_NS_MAX: Final = 2**32 - 64
+"""The kernel keeps the length of a burst as nanoseconds in 32 bits where it is told so."""
+
+
+@dataclass(frozen=True, slots=True)
+class Redirect:
+    """All that comes in by `link` goes through the queue of `to`, an ifb device, before the node sees it."""
+
+    link: str
+    to: str
+
+
+Shaping = TokenBucket | Redirect

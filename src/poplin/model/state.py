@@ -3,7 +3,7 @@
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from poplin.model.kernel import Address, FdbEntry, Link, Neighbour, Route
+from poplin.model.kernel import Address, FdbEntry, Link, Neighbour, Route, Shaping
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +20,7 @@ class NetworkState:
     neighbours: frozenset[Neighbour] = frozenset()
     fdb: frozenset[FdbEntry] = frozenset()
     sysctls: Mapping[str, str] = field(default_factory=dict)
+    shaping: frozenset[Shaping] = frozenset()
 
     def of_links(self, names: Collection[str]) -> "NetworkState":
         """Give these links and what is on them; sysctls are of the whole namespace and stay behind."""
@@ -29,6 +30,7 @@ class NetworkState:
             frozenset(r for r in self.routes if r.link in names),
             frozenset(n for n in self.neighbours if n.link in names),
             frozenset(f for f in self.fdb if f.link in names),
+            shaping=frozenset(s for s in self.shaping if s.link in names),
         )
 
 
@@ -41,4 +43,5 @@ def unite(states: Sequence[NetworkState]) -> NetworkState:
         frozenset[Neighbour]().union(*(state.neighbours for state in states)),
         frozenset[FdbEntry]().union(*(state.fdb for state in states)),
         {key: value for state in states for key, value in state.sysctls.items()},
+        frozenset[Shaping]().union(*(state.shaping for state in states)),
     )

@@ -8,12 +8,12 @@ in the result: its notifications tell.
 from collections.abc import Callable, Hashable, Iterable
 from typing import Generic, TypeVar
 
-from poplin.model.kernel import Address, FdbEntry, Link, Neighbour, Route, Veth
+from poplin.model.kernel import Address, FdbEntry, Link, Neighbour, Redirect, Route, TokenBucket, Veth
 from poplin.model.state import NetworkState
-from poplin.plan.key import address_key, fdb_key, neighbour_key, route_key
+from poplin.plan.key import address_key, fdb_key, neighbour_key, route_key, shaping_key
 from poplin.plan.operation import Change, Operation, Put, Remove
 
-T = TypeVar("T", Address, Route, Neighbour, FdbEntry)
+T = TypeVar("T", Address, Route, Neighbour, FdbEntry, TokenBucket | Redirect)
 
 
 def fold(state: NetworkState, operations: Iterable[Operation]) -> NetworkState:
@@ -28,6 +28,7 @@ def fold(state: NetworkState, operations: Iterable[Operation]) -> NetworkState:
     routes = _Objects(state.routes, route_key)
     neighbours = _Objects(state.neighbours, neighbour_key)
     fdb = _Objects(state.fdb, fdb_key)
+    shaping = _Objects(state.shaping, shaping_key)
     removed_links: dict[str, int] = {}
 
     for position, operation in enumerate(operations):
@@ -47,6 +48,8 @@ def fold(state: NetworkState, operations: Iterable[Operation]) -> NetworkState:
                 neighbours.put(neighbour, position, replace=replace)
             case Put(FdbEntry() as entry, replace):
                 fdb.put(entry, position, replace=replace)
+            case Put(TokenBucket() | Redirect() as shaper, replace):
+                shaping.put(shaper, position, replace=replace)
             case Remove(Address() as address):
                 addresses.remove(address)
             case Remove(Route() as route):
@@ -55,6 +58,8 @@ def fold(state: NetworkState, operations: Iterable[Operation]) -> NetworkState:
                 neighbours.remove(neighbour)
             case Remove(FdbEntry() as entry):
                 fdb.remove(entry)
+            case Remove(TokenBucket() | Redirect() as shaper):
+                shaping.remove(shaper)
 
     return NetworkState(
         links,
@@ -63,6 +68,7 @@ def fold(state: NetworkState, operations: Iterable[Operation]) -> NetworkState:
         neighbours.after(removed_links),
         fdb.after(removed_links),
         state.sysctls,
+        shaping.after(removed_links),
     )
 
 

@@ -2,7 +2,16 @@
 
 from ipaddress import IPv4Interface
 
-from poplin.model.kernel import Address, FdbEntry, IPAddress, IPInterface, IPNetwork, Neighbour, Route
+from poplin.model.kernel import (
+    Address,
+    FdbEntry,
+    IPAddress,
+    IPInterface,
+    IPNetwork,
+    Neighbour,
+    Route,
+    Shaping,
+)
 
 
 def address_key(address: Address) -> tuple[str, IPInterface | IPAddress]:
@@ -24,3 +33,8 @@ def neighbour_key(neighbour: Neighbour) -> tuple[str, IPAddress]:
 def fdb_key(entry: FdbEntry) -> tuple[str, str]:
     """A unicast MAC has one place on a link."""
     return entry.link, entry.mac
+
+
+def shaping_key(shaping: Shaping) -> tuple[str, type[Shaping]]:
+    """A link has one root queueing discipline, and its packets go one way when they come in."""
+    return shaping.link, type(shaping)

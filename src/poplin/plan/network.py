@@ -1,15 +1,25 @@
 """Plan the kernel objects of one network namespace: make before break, and touch only what is ours.
 
-Order: links, addresses, neighbours and forwarding entries, routes; then what is no longer wanted, in the
+Order: links, addresses, neighbours and forwarding entries, shaping, routes; then what is no longer wanted, in the
 opposite order.
 """
 
 from collections.abc import Callable, Collection, Hashable, Iterator
 from typing import Final, TypeVar
 
-from poplin.model.kernel import POD_LINK_GROUP, PROTOCOL, Address, FdbEntry, Link, Neighbour, Route
+from poplin.model.kernel import (
+    POD_LINK_GROUP,
+    PROTOCOL,
+    Address,
+    FdbEntry,
+    Link,
+    Neighbour,
+    Redirect,
+    Route,
+    TokenBucket,
+)
 from poplin.model.state import NetworkState
-from poplin.plan.key import address_key, fdb_key, neighbour_key, route_key
+from poplin.plan.key import address_key, fdb_key, neighbour_key, route_key, shaping_key
 from poplin.plan.operation import Change, Operation, Put, Remove
 
 ALIAS_PREFIX: Final = "poplin: "
@@ -21,7 +31,7 @@ KERNEL_ADDRESS_PROTOCOLS: Final = frozenset({1, 2, 3})
 KERNEL_ROUTE_PROTOCOLS: Final = frozenset({1, 2, 9})
 """RTPROT_REDIRECT, _KERNEL and _RA (linux/rtnetlink.h): routes that the kernel made by itself."""
 
-T = TypeVar("T", Address, Route, Neighbour, FdbEntry)
+T = TypeVar("T", Address, Route, Neighbour, FdbEntry, TokenBucket | Redirect)
 
 
 def plan_network(
@@ -95,6 +105,14 @@ def plan_network(
         actual.fdb,
         fdb_key,
         lambda f: f.link in exclusive,
+        replace=True,
+    )
+    # Whatever else shapes a link of ours gives way, and only what is ours is ever read.
+    add(
+        desired.shaping,
+        actual.shaping,
+        shaping_key,
+        lambda _: True,
         replace=True,
     )
     add(

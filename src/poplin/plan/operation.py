@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass
 
-from poplin.model.kernel import Address, FdbEntry, Link, Neighbour, Route, Veth
+from poplin.model.kernel import Address, FdbEntry, Link, Neighbour, Redirect, Route, TokenBucket, Veth
 
-KernelObject = Link | Veth | Address | Route | Neighbour | FdbEntry
+KernelObject = Link | Veth | Address | Route | Neighbour | FdbEntry | TokenBucket | Redirect
 
 
 @dataclass(frozen=True, slots=True)

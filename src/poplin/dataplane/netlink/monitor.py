@@ -18,6 +18,7 @@ from poplin.dataplane.netlink.link import decode_link
 from poplin.dataplane.netlink.link_names import LinkNames
 from poplin.dataplane.netlink.neighbour import decode_neighbour, is_permanent
 from poplin.dataplane.netlink.route import decode_protocol, decode_route
+from poplin.dataplane.netlink.shaping import decode_shaped_link
 from poplin.model.kernel import PROTOCOL, Address, FdbEntry, Link, Neighbour, Route
 
 _GROUPS: Final = (
@@ -27,6 +28,7 @@ _GROUPS: Final = (
     uapi.RTNLGRP_IPV4_ROUTE,
     uapi.RTNLGRP_IPV6_IFADDR,
     uapi.RTNLGRP_IPV6_ROUTE,
+    uapi.RTNLGRP_TC,
 )
 
 _DATAGRAMS_AT_ONCE: Final = 256
@@ -51,11 +53,18 @@ class Gone:
 
 
 @dataclass(frozen=True, slots=True)
+class Reshaped:
+    """Somebody changed a queueing discipline or a filter of `link`."""
+
+    link: str
+
+
+@dataclass(frozen=True, slots=True)
 class Overrun:
     """Changes were lost: only reading everything tells what is there now."""
 
 
-Event = Seen | Gone | Overrun
+Event = Seen | Gone | Reshaped | Overrun
 _Decoded = Link | Address | Route | Neighbour | FdbEntry | None
 
 _DECODERS: Final[dict[int, Callable[[bytes, NameOf], _Decoded]]] = {
@@ -68,6 +77,12 @@ _DECODERS: Final[dict[int, Callable[[bytes, NameOf], _Decoded]]] = {
     uapi.RTM_NEWNEIGH: decode_neighbour,
     uapi.RTM_DELNEIGH: decode_neighbour,
 }
+_SHAPING: Final = {
+    uapi.RTM_NEWQDISC,
+    uapi.RTM_DELQDISC,
+    uapi.RTM_NEWTFILTER,
+    uapi.RTM_DELTFILTER,
+}
 _DELETIONS: Final = {uapi.RTM_DELLINK, uapi.RTM_DELADDR, uapi.RTM_DELROUTE, uapi.RTM_DELNEIGH}
 
 
@@ -75,7 +90,7 @@ class Monitor(AbstractContextManager["Monitor"]):
     """Bound to the namespace in which the thread is at its making; needs a running event loop.
 
     Tells of links and addresses, of routes of `protocol` and what takes their place, of permanent
-    neighbours and forwarding entries. What `ignored_ports` (each a RouteSocket's `port`) did is no news.
+    neighbours and forwarding entries, and of links whose queueing disciplines and filters change. What `ignored_ports` (each a RouteSocket's `port`) did is no news.
 
     The kernel does not tell all: IPv4 routes go without a word when their link goes down.
     """
@@ -149,6 +164,9 @@ class Monitor(AbstractContextManager["Monitor"]):
         # The kernel's own changes come from port 0.
         if message.port in self._ignored or not self._is_wanted(message):
             return
+        if message.kind in _SHAPING:
+            self._hold(Reshaped(decode_shaped_link(message.body, self._names.name_of)))
+            return
         what = _DECODERS[message.kind](message.body, self._names.name_of)
         if what is None:
             return
@@ -157,10 +175,13 @@ class Monitor(AbstractContextManager["Monitor"]):
             self._names.learn(what.index, "" if gone else what.name)
         if message.kind == uapi.RTM_NEWNEIGH and not is_permanent(message.body):
             gone = True
+        self._hold(Gone(what) if gone else Seen(what))
+
+    def _hold(self, event: Event) -> None:
         if len(self._events) >= _EVENTS_HELD:
             self._overrun()
         else:
-            self._events.append(Gone(what) if gone else Seen(what))
+            self._events.append(event)
 
     def _is_wanted(self, message: Message) -> bool:
         match message.kind:
@@ -173,4 +194,4 @@ class Monitor(AbstractContextManager["Monitor"]):
                 # One of ours that stopped being permanent still carries our protocol.
                 return is_permanent(message.body) or self._neighbour_mark in message.body
             case kind:
-                return kind in _DECODERS
+                return kind in _DECODERS or kind in _SHAPING

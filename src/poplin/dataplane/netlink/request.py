@@ -1,6 +1,6 @@
 """Operations on addresses, routes, neighbours and forwarding entries -> one request each; and in words. Pure.
 
-Links take more than one message each and are made by RouteSocket, message by message.
+Links and redirects take more than one message each and are made by RouteSocket, message by message.
 """
 
 import errno
@@ -12,7 +12,19 @@ from poplin.dataplane.netlink.address import encode_address
 from poplin.dataplane.netlink.frame import IndexOf
 from poplin.dataplane.netlink.neighbour import encode_fdb_entry, encode_neighbour
 from poplin.dataplane.netlink.route import encode_route
-from poplin.model.kernel import MAIN_TABLE, Address, FdbEntry, Link, Neighbour, Route, RouteKind, Veth
+from poplin.dataplane.netlink.shaping import encode_token_bucket
+from poplin.model.kernel import (
+    MAIN_TABLE,
+    Address,
+    FdbEntry,
+    Link,
+    Neighbour,
+    Redirect,
+    Route,
+    RouteKind,
+    TokenBucket,
+    Veth,
+)
 from poplin.plan.operation import Change, KernelObject, Operation, Put
 
 GONE = frozenset({errno.ENODEV, errno.ENOENT, errno.ESRCH, errno.EADDRNOTAVAIL})
@@ -23,6 +35,7 @@ _ENCODERS: Final[dict[type, tuple[int, Callable[[Any, IndexOf], bytes]]]] = {
     Address: (uapi.RTM_NEWADDR, encode_address),
     Neighbour: (uapi.RTM_NEWNEIGH, encode_neighbour),
     FdbEntry: (uapi.RTM_NEWNEIGH, encode_fdb_entry),
+    TokenBucket: (uapi.RTM_NEWQDISC, encode_token_bucket),
 }
 
 
@@ -35,7 +48,7 @@ class Request(NamedTuple):
 
 
 def encode_operation(operation: Operation, index_of: IndexOf) -> Request | None:
-    """The request of an operation, None where it is one on a link.
+    """The request of an operation, None where it takes more than one.
 
     Without `replace` the kernel answers EEXIST to a taken key; a route is removed only where its protocol is
     the same. Raises what `index_of` raises.
@@ -72,6 +85,10 @@ def describe(what: KernelObject) -> str:
             return f"neighbour {what.address} lladdr {what.mac} dev {what.link}"
         case FdbEntry():
             return f"forwarding entry {what.mac} dst {what.destination} dev {what.link}"
+        case TokenBucket():
+            return f"qdisc tbf rate {8 * what.rate_bytes_s}bit dev {what.link}"
+        case Redirect():
+            return f"redirect of dev {what.link} to {what.to}"
 
 
 def _describe_route(route: Route) -> str:

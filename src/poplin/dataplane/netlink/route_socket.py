@@ -33,8 +33,27 @@ from poplin.dataplane.netlink.neighbour import (
 )
 from poplin.dataplane.netlink.request import GONE, Request, describe, encode_operation, object_of
 from poplin.dataplane.netlink.route import decode_route, encode_route_filter, encode_route_query
+from poplin.dataplane.netlink.shaping import (
+    ALL_QDISCS,
+    decode_redirect,
+    decode_token_bucket,
+    encode_filter_key,
+    encode_filter_query,
+    encode_ingress,
+    encode_redirect,
+)
 from poplin.model.errors import KernelError
-from poplin.model.kernel import Address, FdbEntry, IPAddress, Link, Neighbour, Route, Veth
+from poplin.model.kernel import (
+    Address,
+    FdbEntry,
+    IPAddress,
+    Link,
+    Neighbour,
+    Redirect,
+    Route,
+    TokenBucket,
+    Veth,
+)
 from poplin.plan.operation import Change, Operation, Put, Remove
 
 T = TypeVar("T")
@@ -149,6 +168,21 @@ class RouteSocket(AbstractContextManager["RouteSocket"]):
         entries = (decode_neighbour(body, self.names.name_of) for body in bodies if is_permanent(body))
         return [entry for entry in entries if entry is not None]
 
+    def token_buckets(self) -> list[TokenBucket]:
+        """Our root queueing disciplines, of all links."""
+        return self._dump(uapi.RTM_GETQDISC, ALL_QDISCS, decode_token_bucket, "queueing disciplines")
+
+    def redirects(self, link: str) -> list[Redirect]:
+        """Our filters of one link's incoming packets; none where there is no such link."""
+        self.names.forget()
+        try:
+            query = encode_filter_query(self.names.index_of(link))
+        except KernelError as error:
+            if error.errno == errno.ENODEV:
+                return []
+            raise
+        return self._dump(uapi.RTM_GETTFILTER, query, decode_redirect, f"filters of {link}")
+
     def _dump(
         self, kind: int, body: bytes, decode: Callable[[bytes, NameOf], T | None], where: str
     ) -> list[T]:
@@ -175,7 +209,7 @@ class RouteSocket(AbstractContextManager["RouteSocket"]):
                 continue
             if request is None:
                 failures += self._flush(pending)
-                failures += self._apply_to_link(operation)
+                failures += self._apply_alone(operation)
                 continue
             pending.append((operation, request))
             if len(pending) == BATCH_MESSAGES:
@@ -219,7 +253,7 @@ class RouteSocket(AbstractContextManager["RouteSocket"]):
                 return self._channel.transact([Request(request.kind, flags, request.body)]).get(0)
         return answer
 
-    def _apply_to_link(self, operation: Operation) -> list[Failure]:
+    def _apply_alone(self, operation: Operation) -> list[Failure]:
         where = describe(object_of(operation))
         try:
             match operation:
@@ -232,6 +266,11 @@ class RouteSocket(AbstractContextManager["RouteSocket"]):
                     self._do(uapi.RTM_SETLINK, encode_link(link, self.names.index_of), where=where)
                 case Remove(Link() as link) | Remove(Veth(host=link)):
                     self._do(uapi.RTM_DELLINK, encode_link_name(link.name), where=where)
+                case Put(Redirect() as redirect):
+                    self._lead(redirect, where=where)
+                case Remove(Redirect() as redirect):
+                    body = encode_filter_key(redirect.link, self.names.index_of)
+                    self._do(uapi.RTM_DELTFILTER, body, where=where)
         except KernelError as error:
             return _failed(operation, _about(operation, error))
         finally:
@@ -253,6 +292,21 @@ class RouteSocket(AbstractContextManager["RouteSocket"]):
         for position, answer in failed.items():
             if position > 0 or answer.errno != errno.EAFNOSUPPORT:
                 self._channel.transact([delete])
+                raise kernel_error(answer, where=where)
+
+    def _lead(self, redirect: Redirect, *, where: str) -> None:
+        """Make the filter in place of any of ours: the kernel would only add another to what stands."""
+        index_of = self.names.index_of
+        key = encode_filter_key(redirect.link, index_of)
+        requests = (
+            Request(uapi.RTM_NEWQDISC, uapi.NLM_F_CREATE, encode_ingress(redirect.link, index_of)),
+            Request(uapi.RTM_DELTFILTER, 0, key),
+            Request(
+                uapi.RTM_NEWTFILTER, uapi.NLM_F_CREATE | uapi.NLM_F_EXCL, encode_redirect(redirect, index_of)
+            ),
+        )
+        for position, answer in self._channel.transact(requests).items():
+            if position != 1 or answer.errno not in GONE:
                 raise kernel_error(answer, where=where)
 
     def _do(self, kind: int, body: bytes, *, where: str, flags: int = 0) -> None:

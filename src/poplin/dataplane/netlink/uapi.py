@@ -87,6 +87,32 @@ IFLA_VXLAN_PORT: Final = 15
 IFLA_VXLAN_LOCAL6: Final = 17
 IFLA_VXLAN_GBP: Final = 23
 
+# linux/rtnetlink.h, linux/pkt_sched.h, linux/pkt_cls.h, linux/tc_act/tc_mirred.h, linux/if_ether.h
+RTM_NEWQDISC: Final = 36
+RTM_DELQDISC: Final = 37
+RTM_GETQDISC: Final = 38
+RTM_NEWTFILTER: Final = 44
+RTM_DELTFILTER: Final = 45
+RTM_GETTFILTER: Final = 46
+RTNLGRP_TC: Final = 4
+TCA_KIND: Final = 1
+TCA_OPTIONS: Final = 2
+TC_H_ROOT: Final = 0xFFFFFFFF
+TC_H_CLSACT: Final = 0xFFFFFFF1
+TC_H_CLSACT_INGRESS: Final = 0xFFFFFFF2
+TC_LINKLAYER_ETHERNET: Final = 1
+TCA_TBF_PARMS: Final = 1
+TCA_TBF_RATE64: Final = 4
+TCA_U32_SEL: Final = 5
+TCA_U32_ACT: Final = 7
+TC_U32_TERMINAL: Final = 1
+TCA_ACT_KIND: Final = 1
+TCA_ACT_OPTIONS: Final = 2
+TCA_MIRRED_PARMS: Final = 2
+TCA_EGRESS_REDIR: Final = 1
+TC_ACT_STOLEN: Final = 4
+ETH_P_ALL: Final = 3
+
 # linux/if_addr.h
 IFA_ADDRESS: Final = 1
 IFA_LOCAL: Final = 2
