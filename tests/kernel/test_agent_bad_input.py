@@ -141,7 +141,7 @@ def test_a_peer_that_cannot_be_is_named_and_the_others_are_served(one, node, cid
         return [p for p in node.status()["problems"] if all(word in p for word in words)]
 
     wait_for(told, f"the problem is told: {words}")
-    assert any("10.244.8.0/24" in str(route) for route in kernel_state(node)["routes"])
+    wait_for(lambda: "10.244.8.0/24" in str(kernel_state(node)["routes"]), "the good peer is served")
     assert words[-1] in node.poplin("check").output
     node.add_pod()
 

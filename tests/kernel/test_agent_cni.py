@@ -73,8 +73,14 @@ def test_check_is_content_with_what_stands_and_names_what_does_not(one, node, ve
 
     assert check().output == ""
     damages = {4: f"addr del {pod.addresses.get(4)}/32 dev eth0", 6: "-6 route del default"}
-    ip_batch(pod.name, damages[one.versions[0]])
-    failed = check()
+
+    def damaged():
+        # The look that follows an ADD may come in between and mend it.
+        ip_batch(pod.name, damages[one.versions[0]])
+        found = check()
+        return found if found.status else None
+
+    failed = wait_for(damaged, "CHECK finds the damage")
     assert (failed.status, failed.json["code"]) == (1, 100)
     assert "eth0 is not as it was made" in failed.json["msg"]
     assert "missing: " in failed.json["details"]
