@@ -24,6 +24,7 @@ TITLES = {
     "nftables": "nftables: transactions, and what a rule costs a packet",
     "reflector": "The reflector: 10,000 pods listed, 40,000 changes followed",
     "apiserver": "The embedded API server with 10,000 pods",
+    "lab": "The lab: up, down, and 200 pods on 20 nodes",
 }
 """Modules of this package, each with a function `run` that gives its figures."""
 

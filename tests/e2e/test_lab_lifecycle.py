@@ -103,10 +103,15 @@ def test_pods_outlive_the_server(name):
     lab = Lab(name)
     lab.create("stays", shell("exec sleep 1000"))
     lab.create("goes", shell("exec sleep 1000"))
+    lab.create(
+        "going", shell("trap '' TERM; while true; do sleep 0.1; done"), terminationGracePeriodSeconds=3
+    )
     lab.create("ends", shell("exec sleep 2"), restartPolicy="Never")
     address = lab.wait_ready("stays")
     lab.wait_ready("goes")
     before = lab.execute("stays", "stat", "-c", "%i %Z", "/proc/1/ns/net")
+    lab.wait_ready("going")
+    lab.kubectl("delete", "pod", "going", "--wait=false")
     server = lab.pid("server")
     os.kill(server, signal.SIGKILL)
     wait_until(lambda: lab.status()["ready"] and lab.pid("server") != server, "the server is back")
@@ -114,6 +119,7 @@ def test_pods_outlive_the_server(name):
     assert status_of(lab.pod("stays"))["restartCount"] == 0
     assert lab.execute("stays", "stat", "-c", "%i %Z", "/proc/1/ns/net") == before
     lab.kubectl("delete", "pod", "goes", "--timeout=20s")
+    wait_until(lambda: lab.pod("going") is None, "its deletion goes on")
     ended = lab.wait_for("ends", lambda pod: pod["status"]["phase"] == "Succeeded" and pod, "ended")
     assert status_of(ended)["state"]["terminated"]["exitCode"] == 0
 

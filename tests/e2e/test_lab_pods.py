@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from e2e.lab_commands import (
+    LABS,
     NETNS,
     Lab,
     condition,
@@ -228,6 +229,22 @@ def test_deletion_waits_for_the_container_as_long_as_its_grace(lab, name, script
         assert lab.pod(name)["metadata"]["deletionTimestamp"], "gone before its grace was over"
     wait_until(lambda: lab.pod(name) is None, "gone", 15)
     assert not list(NETNS.glob(f"*{uid}"))
+
+
+def test_pods_deleted_as_soon_as_they_are_made_leave_nothing(lab):
+    names = [f"brief-{number}" for number in range(8)]
+    uids = []
+    for name in names:
+        lab.create(name, shell("exec sleep 100"))
+        uids.append(lab.pod(name)["metadata"]["uid"])
+        lab.kubectl("delete", "pod", name, "--wait=false", "--grace-period=0", "--force")
+    sandboxes = LABS / lab.name / "sandboxes"
+    wait_until(
+        lambda: not [uid for uid in uids if list(NETNS.glob(f"*{uid}")) + list(sandboxes.glob(f"{uid}*"))],
+        "no namespace and no sandbox of them is left",
+    )
+    lab.create("next", container(ports=[{"containerPort": 80}]))
+    lab.wait_ready("next")
 
 
 def test_a_pod_that_cannot_start_says_why_and_can_be_deleted(lab):

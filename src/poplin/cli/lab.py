@@ -14,6 +14,7 @@ from poplin.cli.demo import demo
 from poplin.cli.output import Format, Output
 from poplin.cli.progress import Progress
 from poplin.cli.root import require_root
+from poplin.datastore.kubeconfig import find_access
 from poplin.datastore.netconf import parse_netconf
 from poplin.lab.addressing import parse_families
 from poplin.lab.enter import enter
@@ -55,8 +56,10 @@ def up(
     """
     require_root()
     versions = parse_families(ip_family)
-    text = net_conf.read_text() if net_conf else make_net_conf(versions, backend)
+    text = _read(net_conf) if net_conf else make_net_conf(versions, backend)
     parse_netconf(text, str(net_conf or "net-conf.json"))
+    if kubeconfig:
+        find_access({}, kubeconfig=kubeconfig)
     settings = Settings(
         name=check_name(name),
         nodes=check_nodes(nodes),
@@ -152,6 +155,14 @@ def _print(report: LabReport) -> None:
     for table in (nodes, pods, processes):
         if table.row_count:
             console.print(table)
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise InvalidInputError(f"cannot read: {reason}", where=f"--net-conf {path}") from error
 
 
 def _embedded(option: str, text: str) -> bool:

@@ -161,10 +161,12 @@ class Container:
 
     async def stop(self, grace_s: float) -> None:
         """End the process, if there is one: preStop, SIGTERM, after the grace SIGKILL. Nobody restarts it."""
-        name = process_name(self._pod.pod.uid, self.name, self._attempt)
-        state = self._pod.processes.find(self._pod.pod.uid, self.name).get(self._attempt)
+        found = self._pod.processes.find(self._pod.pod.uid, self.name)
+        # The latest, which may be an earlier kubelet's.
+        state = found[max(found)] if found else None
         if state is None or state.code is not None:
             return
+        name = state.id
         deadline = asyncio.get_running_loop().time() + grace_s
         with suppress(TimeoutError):
             async with asyncio.timeout_at(deadline):

@@ -25,7 +25,7 @@ from poplin.lab.kubelet.container import Container, Role
 from poplin.lab.kubelet.document import PODS, Pod
 from poplin.lab.kubelet.files import make_files
 from poplin.lab.kubelet.node import NodeAgent
-from poplin.lab.kubelet.processes import Processes
+from poplin.lab.kubelet.processes import Processes, finish
 from poplin.lab.kubelet.sandbox import Sandbox, make_sandbox, remove_sandbox, stands
 from poplin.lab.kubelet.status import make_status
 from poplin.lab.settings import Settings
@@ -60,7 +60,7 @@ class PodWorker:
         self._node = node
         self._services = services
         self._sandbox = sandbox
-        self._addresses: list[IPAddress] = []
+        self._addresses: list[IPAddress] = sandbox.addresses() if sandbox is not None else []
         self._attached = False
         self._deletion = asyncio.Event()
         self._removed = False
@@ -218,13 +218,18 @@ class PodWorker:
             return
         await self._remove_sandbox()
         await self._node.ready.wait()
-        self._sandbox = await asyncio.to_thread(
-            make_sandbox, self._services.directory, self._node.place, self.pod
-        )
+
+        async def make() -> None:
+            self._sandbox = await asyncio.to_thread(
+                make_sandbox, self._services.directory, self._node.place, self.pod
+            )
+
+        await finish(make())
 
     async def _remove_sandbox(self) -> None:
         if self._sandbox is not None:
-            await asyncio.to_thread(remove_sandbox, self._services.directory, self._node.place, self._sandbox)
+            directory, place = self._services.directory, self._node.place
+            await finish(asyncio.to_thread(remove_sandbox, directory, place, self._sandbox))
             self._sandbox = None
 
     async def _detach(self) -> None:

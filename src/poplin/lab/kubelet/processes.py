@@ -1,18 +1,31 @@
 """The containers' processes, as the lab's init knows them: which there are, and the end of each."""
 
 import asyncio
+from collections.abc import Coroutine
 from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import Self
+from typing import Any, Self, TypeVar
 
 from poplin.lab.container import ContainerSpec
 from poplin.lab.message import ProcessState
 from poplin.lab.runtime import Runtime
 
+T = TypeVar("T")
+
 
 def process_name(uid: str, container: str, attempt: int) -> str:
     """What the init calls a container's process; `attempt` counts restarts from 0."""
     return f"{uid}/{container}/{attempt}"
+
+
+async def finish(work: Coroutine[Any, Any, T]) -> T:
+    """Await `work` to its end even when cancelled meanwhile: what it makes must be known to whoever tidies up."""
+    task = asyncio.create_task(work)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait({task})
+        raise
 
 
 class Processes:
@@ -36,9 +49,13 @@ class Processes:
 
     async def start(self, name: str, spec: ContainerSpec) -> ProcessState:
         """Start a container. Raises RuntimeFailedError."""
-        state = await self._runtime.start_container(name, spec)
-        # The news of its end may have come before the answer.
-        return self._states.setdefault(name, state)
+
+        async def begin() -> ProcessState:
+            state = await self._runtime.start_container(name, spec)
+            # The news of its end may have come before the answer.
+            return self._states.setdefault(name, state)
+
+        return await finish(begin())
 
     async def wait(self, name: str) -> ProcessState:
         """The process once it has ended."""
