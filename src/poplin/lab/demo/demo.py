@@ -1,5 +1,6 @@
 """The demonstration's parts: a lab that goes again, and every pod probed from every other."""
 
+import asyncio
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -49,7 +50,8 @@ async def cross(
     """Probe every pair, and ask the kernel for the path of each. Raises KernelError."""
     asked = make_probes(members)
     results = await probe_all([probe for _, _, probe in asked], progress=progress)
-    paths = find_paths(directory, members)
+    # Thousands of questions to the kernel: what else the loop does shall not wait for them.
+    paths = await asyncio.to_thread(find_paths, directory, members)
     crossings = []
     for (source, target, probe), result in zip(asked, results, strict=True):
         path = paths[source.uid, probe.address]
