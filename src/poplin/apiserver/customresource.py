@@ -11,7 +11,8 @@ from typing import Any, Final
 from poplin.apiserver import status
 from poplin.apiserver.collection import Collection, Event, Object
 from poplin.apiserver.deletion import DeleteOptions, timestamp
-from poplin.apiserver.lifecycle import Lifecycle, Options
+from poplin.apiserver.lifecycle import Lifecycle
+from poplin.apiserver.options import Options
 from poplin.apiserver.resource import META, Column, Resource, Scale, builtin_compiler
 from poplin.apiserver.schema import Node
 from poplin.apiserver.status import Cause, StatusError

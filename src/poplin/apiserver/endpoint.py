@@ -9,7 +9,8 @@ from ipaddress import ip_address
 from typing import Final
 
 from poplin.apiserver.collection import Object
-from poplin.apiserver.lifecycle import Lifecycle, Options
+from poplin.apiserver.lifecycle import Lifecycle
+from poplin.apiserver.options import Options
 
 NAME: Final = "kubernetes"
 NAMESPACE: Final = "default"

@@ -14,7 +14,8 @@ from poplin.apiserver.collection import Collection, Entry, Event, Key, Object
 from poplin.apiserver.customresource import DEFINITIONS, CustomResources
 from poplin.apiserver.deletion import FOREGROUND, ORPHAN, DeleteOptions
 from poplin.apiserver.expiry import sweep_events
-from poplin.apiserver.lifecycle import NAMESPACES, Lifecycle, Options
+from poplin.apiserver.lifecycle import NAMESPACES, Lifecycle
+from poplin.apiserver.options import Options
 from poplin.apiserver.resource import Resource
 from poplin.apiserver.status import StatusError
 

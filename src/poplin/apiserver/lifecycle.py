@@ -9,7 +9,6 @@ import copy
 import secrets
 import uuid
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import Any, Final
 
 import msgspec
@@ -19,6 +18,8 @@ from poplin.apiserver.admission import Findings, admit
 from poplin.apiserver.collection import Collection, Entry, Key, Object, make_entry
 from poplin.apiserver.defaults import carry, derive, reset_status
 from poplin.apiserver.deletion import DeleteOptions, check_preconditions, is_finished, mark_deleted, timestamp
+from poplin.apiserver.fieldmanager import follow
+from poplin.apiserver.options import Options
 from poplin.apiserver.resource import Registry, Resource
 from poplin.apiserver.status import Cause, StatusError
 from poplin.apiserver.store import StaleError, Store
@@ -31,16 +32,6 @@ DELETIONS_AT_ONCE: Final = 100
 
 
 Change = Callable[[Object], Object]
-
-
-@dataclass(slots=True)
-class Options:
-    """What a request asks beside its object; `warnings` and `faults` collect what is found on the way."""
-
-    dry_run: bool = False
-    field_validation: str = "Warn"
-    warnings: list[str] = field(default_factory=list)
-    faults: list[Cause] = field(default_factory=list)
 
 
 Hook = Callable[[Resource, Object, Object | None, Options], None]
@@ -74,6 +65,8 @@ class Lifecycle:
             raise status.bad_request("resourceVersion should not be set on objects to be created")
         for key in ("deletionTimestamp", "deletionGracePeriodSeconds", "selfLink", "managedFields"):
             metadata.pop(key, None)
+        if options.managed is not None:
+            metadata["managedFields"] = options.managed
         prefix = metadata.get("generateName")
         generated = bool(prefix) and not metadata.get("name")
         if not metadata.get("name") and not prefix:
@@ -136,6 +129,7 @@ class Lifecycle:
         old = before["metadata"]
         name = old["name"]
         given = document.get("metadata") or {}
+        managed = given.get("managedFields")
         if given.get("resourceVersion") not in {None, "", old["resourceVersion"]}:
             raise status.conflict(resource.plural, resource.group, name)
         if given.get("uid") not in {None, "", old["uid"]}:
@@ -168,6 +162,7 @@ class Lifecycle:
         self._complete(resource, after, before, options)
         if resource.generation and _desired(after) != _desired(before):
             metadata["generation"] = old.get("generation", 0) + 1
+        follow(resource, before, after, managed, options, part)
         return after
 
     async def delete(

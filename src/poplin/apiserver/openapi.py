@@ -17,6 +17,7 @@ REFERENCE: Final = "#/components/schemas/"
 PATCH_TYPES: Final = (
     "application/json-patch+json",
     "application/merge-patch+json",
+    "application/apply-patch+yaml",
     "application/strategic-merge-patch+json",
 )
 OPTIONS: Final = ("dryRun", "fieldManager", "fieldValidation", "pretty")
@@ -179,7 +180,7 @@ def _operation(resource: Resource, method: str, action: str, kind: Object, refer
         operation["requestBody"] = {"content": content, "required": True}
     elif method == "patch":
         patch = {"schema": {"type": "object"}}
-        types = PATCH_TYPES[: 2 if resource.custom else 3]
+        types = PATCH_TYPES[: 3 if resource.custom else 4]
         operation["requestBody"] = {"content": dict.fromkeys(types, patch), "required": True}
     return operation
 

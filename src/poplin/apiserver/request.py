@@ -13,11 +13,12 @@ from poplin.apiserver import protobuf, status
 from poplin.apiserver.authentication import User
 from poplin.apiserver.collection import Collection, Entry, Object
 from poplin.apiserver.deletion import DeleteOptions
-from poplin.apiserver.lifecycle import Options
+from poplin.apiserver.options import Options
 from poplin.apiserver.resource import Resource
 from poplin.apiserver.selector import Selector, SelectorError, parse_fields, parse_labels
 
 NAMESPACE_SUBRESOURCES: Final = frozenset({"status", "finalize"})
+LONGEST_MANAGER: Final = 128
 VALIDATION: Final = frozenset({"Ignore", "Warn", "Strict"})
 
 
@@ -83,7 +84,16 @@ class Call:
         level = self.query.get("fieldValidation", "Warn")
         if level not in VALIDATION:
             raise status.bad_request(f"fieldValidation must be Ignore, Warn or Strict, not {level!r}")
-        return Options(dry_run=_is_dry_run(self.query.getall("dryRun", [])), field_validation=level)  # type: ignore[attr-defined]  # a MultiDict
+        manager = (
+            self.query.get("fieldManager") or self.request.headers.get("User-Agent", "").partition("/")[0]
+        )
+        if len(manager) > LONGEST_MANAGER:
+            cause = status.Cause(
+                "fieldManager", f"Too long: may not be longer than {LONGEST_MANAGER}", "FieldValueTooLong"
+            )
+            raise status.invalid("PatchOptions", "meta.k8s.io", "", [cause])
+        dry_run = _is_dry_run(self.query.getall("dryRun", []))  # type: ignore[attr-defined]  # a MultiDict
+        return Options(dry_run=dry_run, field_validation=level, manager=manager or "unknown")
 
     async def body(self) -> Any:
         """The decoded body. Raises StatusError where it is no JSON, YAML or protobuf."""
@@ -138,12 +148,23 @@ class Selection:
         return not self.fields.requirements or self.fields.matches(self.collection.values(entry))
 
 
+class _Loader(yaml.CSafeLoader):
+    """YAML as Kubernetes reads it: what looks like a date is text."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
+    for first, resolvers in yaml.CSafeLoader.yaml_implicit_resolvers.items()
+}
+
+
 def decode_body(body: bytes, content_type: str) -> Any:
     try:
         if content_type == "application/vnd.kubernetes.protobuf":
             return protobuf.decode(body)
-        if "yaml" in content_type:
-            return yaml.load(body, yaml.CSafeLoader)
+        # JSON is YAML too, and kubectl's applies are JSON.
+        if "yaml" in content_type and not body.startswith(b"{"):
+            return yaml.load(body, _Loader)  # noqa: S506  - a safe loader, less one type
         return msgspec.json.decode(body)
     except (msgspec.DecodeError, protobuf.ProtobufError, yaml.YAMLError, UnicodeDecodeError) as error:
         raise status.bad_request(f"the body of the request cannot be decoded: {error}") from None

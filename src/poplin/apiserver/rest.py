@@ -16,8 +16,10 @@ from aiohttp import web
 
 from poplin.apiserver import jsonpatch, patch, status
 from poplin.apiserver.collection import Entry, Key, Object
+from poplin.apiserver.fieldmanager import begin_applied, prepare_apply
 from poplin.apiserver.form import PIECE_BYTES, Form, choose_form
-from poplin.apiserver.lifecycle import Lifecycle, Options
+from poplin.apiserver.lifecycle import Lifecycle
+from poplin.apiserver.options import Options
 from poplin.apiserver.request import Call, parse_delete_options
 from poplin.apiserver.resource import Resource
 from poplin.apiserver.watch import serve_watch
@@ -195,9 +197,43 @@ class Rest:
     async def patch(self, call: Call, part: str) -> web.StreamResponse:
         """PATCH the object, or the subresource `part` of it."""
         options = call.options()
+        if call.request.content_type == APPLY:
+            return await self._apply(call, options, part)
+        if "force" in call.query:
+            raise _bad_options(
+                "force", "Forbidden: may not be specified for non-apply patch", "FieldValueForbidden"
+            )
         change = prepare_patch(call.request.content_type, await call.body(), call.resource)
         entry = await self._lifecycle.update(call.resource, call.key, change, options, part=part)
         return respond(_form(call).one(entry.data), 200, options)
+
+    async def _apply(self, call: Call, options: Options, part: str) -> web.StreamResponse:
+        """Server-side apply, which creates the object where there is none."""
+        if not call.query.get("fieldManager"):
+            raise _bad_options(
+                "fieldManager", "Required value: is required for apply patch", "FieldValueRequired"
+            )
+        given = await call.body()
+        change = prepare_apply(call.resource, given, options, force=call.flag("force"), part=part)
+        name = call.target.name
+        while True:
+            try:
+                entry = await self._lifecycle.update(call.resource, call.key, change, options, part=part)
+                return respond(_form(call).one(entry.data), 200, options)
+            except status.StatusError as error:
+                absent = error.code == 404 and error.details == status.details(
+                    call.resource.plural, call.resource.group, name
+                )
+                if part or not absent:
+                    raise
+            try:
+                document = begin_applied(call.resource, given, options, name)
+                entry = await self._lifecycle.create(call.resource, call.target.namespace, document, options)
+                return respond(_form(call).one(entry.data), 201, options)
+            except status.StatusError as error:
+                # Somebody else created it meanwhile.
+                if error.reason != "AlreadyExists":
+                    raise
 
     async def _delete(self, call: Call) -> web.StreamResponse:
         options, dry_run = parse_delete_options(call, await _optional_body(call))
@@ -223,7 +259,9 @@ def prepare_patch(content_type: str, body: Any, resource: Resource) -> Callable[
     """The change that a patch of `content_type` makes."""
     known = (JSON_PATCH, MERGE_PATCH) if resource.custom else (JSON_PATCH, MERGE_PATCH, STRATEGIC_PATCH)
     if content_type not in known:
-        raise status.unsupported_media_type(_refusal(content_type, known))
+        listed = ", ".join(known)
+        message = "the body of the request was in an unknown format - accepted media types include"
+        raise status.unsupported_media_type(f"{message}: {listed}")
 
     def change(document: Object) -> Object:
         try:
@@ -246,11 +284,8 @@ def prepare_patch(content_type: str, body: Any, resource: Resource) -> Callable[
     return change
 
 
-def _refusal(content_type: str, known: Sequence[str]) -> str:
-    if content_type == APPLY:
-        return "server-side apply is not supported by this server; use client-side apply"
-    listed = ", ".join(known)
-    return f"the body of the request was in an unknown format - accepted media types include: {listed}"
+def _bad_options(field: str, message: str, reason: str) -> status.StatusError:
+    return status.invalid("PatchOptions", "meta.k8s.io", "", [status.Cause(field, message, reason)])
 
 
 def _form(call: Call) -> Form:

@@ -42,6 +42,7 @@ class Node:
     merge: bool = False
     retain_keys: bool = False
     list_type: str = ""
+    atomic: bool = False
     map_keys: tuple[str, ...] = ()
     accepts: tuple[type, ...] = ()
     checked: bool = False
@@ -79,6 +80,8 @@ class Compiler:
         target = self.definition(reference.rpartition("/")[2])
         if schema.get("x-kubernetes-patch-strategy") == "retainKeys":
             return replace(target, retain_keys=True)
+        if schema.get("x-kubernetes-map-type"):
+            return replace(target, atomic=schema["x-kubernetes-map-type"] == "atomic")
         return target
 
     def _fill(self, node: Node, schema: Mapping[str, Any]) -> None:
@@ -97,6 +100,7 @@ class Compiler:
         node.merge = "merge" in strategies
         node.retain_keys = "retainKeys" in strategies
         node.merge_key = schema.get("x-kubernetes-patch-merge-key", "")
+        node.atomic = schema.get("x-kubernetes-map-type") == "atomic"
         node.list_type = schema.get("x-kubernetes-list-type", "")
         node.map_keys = tuple(schema.get("x-kubernetes-list-map-keys") or ())
         for key, body in (schema.get("properties") or {}).items():

@@ -24,7 +24,8 @@ from poplin.apiserver.collection import Object
 from poplin.apiserver.customresource import CustomResources
 from poplin.apiserver.endpoint import Endpoint, publish
 from poplin.apiserver.garbage import Janitor
-from poplin.apiserver.lifecycle import Hook, Lifecycle, Options
+from poplin.apiserver.lifecycle import Hook, Lifecycle
+from poplin.apiserver.options import Options
 from poplin.apiserver.request import Call, parse_path
 from poplin.apiserver.resource import Registry
 from poplin.apiserver.rest import Rest, respond

@@ -6,7 +6,8 @@ import msgspec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from poplin.apiserver.lifecycle import Lifecycle, Options
+from poplin.apiserver.lifecycle import Lifecycle
+from poplin.apiserver.options import Options
 from poplin.apiserver.resource import Registry
 from poplin.apiserver.schema import Node
 from poplin.apiserver.status import StatusError
