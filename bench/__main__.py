@@ -65,7 +65,7 @@ def verdict(results: dict[str, Sequence[Figure]]) -> str:
     missed = [f"{name}: {f.what.strip()}" for name, f in judged if not f.met]
     if missed:
         return f"{len(missed)} of {len(judged)} budgets missed: {'; '.join(missed)}"
-    return f"all {len(judged)} budgets kept"
+    return f"all {len(judged)} budgets kept" if judged else "no budget was judged"
 
 
 if __name__ == "__main__":
