@@ -1,6 +1,7 @@
 """Pods of a lab: they run, are probed, restarted and deleted as a kubelet does it, and reach each other."""
 
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -202,6 +203,19 @@ def test_containers_of_a_pod_share_its_network_and_nothing_else(lab):
     answer = poplin(*run, sys.executable, "-c", ASK, "127.0.0.1", "8080", check=False).stdout
     assert "pod: shared|" in answer.splitlines()[0]
     assert "echo" not in poplin(*run, "ps", "ax").stdout
+
+
+def test_a_container_sees_the_machines_files_and_spoils_none(lab):
+    lab.create("messy", shell("exec sleep 100"))
+    lab.wait_ready("messy")
+    with tempfile.NamedTemporaryFile(dir="/var/tmp") as kept:
+        made = f"{kept.name}-made"
+        script = f"test -e {kept.name} && rm {kept.name} && touch {made} && test -e {made} && ls /dev"
+        devices = lab.execute("messy", "sh", "-c", script).split()
+        assert Path(kept.name).exists()
+        assert not Path(made).exists()
+    assert "null" in devices
+    assert not {name for name in devices if name.startswith(("sd", "vd", "nvme", "loop"))}
 
 
 def test_a_pod_of_the_host_network_has_its_nodes_addresses(lab):

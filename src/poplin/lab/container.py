@@ -1,7 +1,8 @@
 """What becomes of a forked child: a container with its own processes, mounts, host name and file system.
 
 The file system is the machine's own, seen through a layer in memory that takes every write: a container has
-all programs of the machine and can harm none of its files (kernel documentation, filesystems/overlayfs).
+all programs of the machine, and none of its files to spoil (kernel documentation, filesystems/overlayfs). That
+is against accidents: it is still root with all capabilities, and a lab is no place for what nobody trusts.
 """
 
 import os
@@ -24,6 +25,7 @@ from poplin.lab.isolation import (
     MS_NODEV,
     MS_NOEXEC,
     MS_NOSUID,
+    MS_RDONLY,
     MS_REC,
     MS_SLAVE,
     mount,
@@ -40,6 +42,8 @@ CANNOT_START: Final = 128
 DEFAULT_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _SEPARATE: Final = ("usr", "opt", "home", "root", "lib", "lib64", "bin", "sbin", "var")
 """Directories with programs that may be mounts of their own, which a layer over the root does not show."""
+
+_DEVICES: Final = ("null", "zero", "full", "random", "urandom", "tty", "ptmx")
 
 
 class EchoPort(msgspec.Struct, frozen=True):
@@ -119,16 +123,15 @@ def _mount_root(scratch: Path, files: dict[str, str]) -> None:
     # What the machine unmounts shall go here too: a namespace's name that stays mounted keeps it alive.
     mount("", Path("/"), "", MS_SLAVE | MS_REC)
     mount("tmpfs", scratch, "tmpfs", MS_NOSUID | MS_NODEV)
-    root, upper, work = (scratch / name for name in ("root", "upper", "work"))
-    for directory in (root, upper, work):
-        directory.mkdir()
-    mount("overlay", root, "overlay", 0, f"lowerdir=/,upperdir={upper},workdir={work}")
+    root = scratch / "root"
+    root.mkdir()
+    _mount_layer(Path("/"), root, scratch / "layer")
     for name in _SEPARATE:
         if os.path.ismount(f"/{name}"):
-            mount(f"/{name}", root / name, "", MS_BIND)
+            _mount_layer(Path("/", name), root / name, scratch / f"layer-{name}")
     mount("proc", root / "proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC)
-    mount("sysfs", root / "sys", "sysfs", MS_NOSUID | MS_NODEV | MS_NOEXEC)
-    mount("/dev", root / "dev", "", MS_BIND | MS_REC)
+    mount("sysfs", root / "sys", "sysfs", MS_NOSUID | MS_NODEV | MS_NOEXEC | MS_RDONLY)
+    _mount_devices(root / "dev")
     for name, mode in (("tmp", 0o1777), ("run", 0o755)):
         mount("tmpfs", root / name, "tmpfs", MS_NOSUID | MS_NODEV, f"mode={mode:o}")
     for path, content in files.items():
@@ -138,3 +141,30 @@ def _mount_root(scratch: Path, files: dict[str, str]) -> None:
         target.unlink(missing_ok=True)
         target.write_text(content)
     pivot_root(root)
+
+
+def _mount_layer(lower: Path, target: Path, layer: Path) -> None:
+    """Show `lower` at `target`, with everything that is written kept in `layer`."""
+    for name in ("upper", "work"):
+        (layer / name).mkdir(parents=True)
+    mount(
+        "overlay",
+        target,
+        "overlay",
+        0,
+        f"lowerdir={lower},upperdir={layer / 'upper'},workdir={layer / 'work'}",
+    )
+
+
+def _mount_devices(directory: Path) -> None:
+    """A /dev of its own: the machine's has its disks. Terminals are shared, for a container may be on one."""
+    mount("tmpfs", directory, "tmpfs", MS_NOSUID, "mode=755")
+    for name in _DEVICES:
+        (directory / name).touch()
+        mount(f"/dev/{name}", directory / name, "", MS_BIND)
+    for name in ("pts", "shm"):
+        (directory / name).mkdir()
+    mount("/dev/pts", directory / "pts", "", MS_BIND)
+    mount("tmpfs", directory / "shm", "tmpfs", MS_NOSUID | MS_NODEV, "mode=1777")
+    for name, target in (("fd", ""), ("stdin", "/0"), ("stdout", "/1"), ("stderr", "/2")):
+        (directory / name).symlink_to(f"/proc/self/fd{target}")
