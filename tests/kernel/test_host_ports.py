@@ -333,11 +333,13 @@ def test_udp_clients_follow_the_mapping(two, node, version):
             ]
 
 
-def test_cleanup_takes_the_table(tmp_path):
+def test_cleanup_takes_the_table_and_what_limits(tmp_path):
     with cluster(tmp_path, nodes=1) as c:
         [node] = c.nodes
-        node.add_pod(**mappings(mapping(8080, 80)))
+        limits = {"ingressRate": 10**7, "egressRate": 10**7}
+        node.add_pod(runtimeConfig={"portMappings": [mapping(8080, 80)], "bandwidth": limits})
         assert listed(node)
+        assert node.ip("link", "show", "type", "ifb")
         node.stop()
         answer = node.poplin(
             "cleanup", "--state-dir", str(node.state_dir), "--cni-conf-dir", str(node.conflist.parent)
@@ -345,6 +347,7 @@ def test_cleanup_takes_the_table(tmp_path):
         assert answer.status == 0, answer
         assert "removed nftables table inet poplin-hostport" in answer.output
         assert listed(node) == ""
+        assert node.ip("link", "show", "type", "ifb") == []
 
 
 def test_a_host_address_of_a_family_that_the_pod_lacks_is_refused(tmp_path):

@@ -321,6 +321,10 @@ def _about(operation: Operation, error: KernelError) -> KernelError:
 
 
 def _failed(operation: Operation, error: KernelError) -> list[Failure]:
-    if isinstance(operation, Remove) and error.errno in GONE:
-        return []
+    match operation:
+        case Remove() if error.errno in GONE:
+            return []
+        case Remove(TokenBucket()) if error.errno == errno.EINVAL:
+            # Every link has a root queueing discipline: ours is gone, and this one has another handle.
+            return []
     return [Failure(operation, error)]
