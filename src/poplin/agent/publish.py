@@ -17,6 +17,9 @@ log = logging.getLogger(__name__)
 RETRY_S: Final = 2.0
 """Wait before a write that failed is tried again."""
 
+PATIENCE_S: Final = 5.0
+"""How long something is wrong before an Event says so: a node that joins has no podCIDR for a moment."""
+
 NETWORK_UP: Final = NodeCondition(
     type="NetworkUnavailable",
     status=ConditionStatus.FALSE,
@@ -31,16 +34,27 @@ class Publisher:
     It runs beside the reconcile loop, which an API server that hangs must not stop.
     """
 
-    def __init__(self, source: Source, node_name: str, published: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        source: Source,
+        node_name: str,
+        published: Callable[[], None],
+        *,
+        patience_s: float = PATIENCE_S,
+    ) -> None:
         self._source = source
         self._node_name = node_name
         self._published = published
+        self._patience_s = patience_s
         self._news = asyncio.Event()
         self._node: Node | None = None
         self._network: Network | None = None
         self._hold: PoplinError | None = None
         self._told = ""
-        self._written: tuple[Node, dict[str, str]] | None = None
+        self._noticed = ""
+        self._told_from_s = 0.0
+        self._written_to: Node | None = None
+        self._written: dict[str, str] = {}
         self.not_published: PoplinError | None = TemporaryError("the node's network is not up yet")
 
     def offer(self, node: Node | None, network: Network | None, hold: PoplinError | None) -> None:
@@ -53,7 +67,7 @@ class Publisher:
         failed = False
         while True:
             with suppress(TimeoutError):
-                async with asyncio.timeout(RETRY_S if failed else None):
+                async with asyncio.timeout(RETRY_S if failed or self._noticed != self._told else None):
                     await self._news.wait()
             self._news.clear()
             try:
@@ -77,19 +91,22 @@ class Publisher:
         missing = {key: value for key, value in wanted.items() if node.annotations.get(key) != value}
         unpublished = missing or node.network_unavailable is not ConditionStatus.FALSE
         # What was written shows in the watch a moment later; until then the node is the same object.
-        if unpublished and (node, wanted) != self._written:
+        if unpublished and not (node is self._written_to and wanted == self._written):
             await self._source.patch_node(self._node_name, missing, [NETWORK_UP])
-            self._written = (node, wanted)
+            self._written_to, self._written = node, wanted
             log.info("lease published", extra={"annotations": missing})
         self.not_published = None
         self._published()
 
     async def _tell(self, node: Node, problem: PoplinError | None) -> None:
-        """Make an Event of what keeps the node from being served, once for each reason."""
-        told = str(problem) if problem else ""
-        if told == self._told:
+        """Make an Event of what has kept the node from being served for a while, once for each reason."""
+        reason = str(problem) if problem else ""
+        now_s = asyncio.get_running_loop().time()
+        if reason != self._noticed:
+            self._noticed, self._told_from_s = reason, now_s + self._patience_s
+        if reason == self._told or (reason and now_s < self._told_from_s):
             return
-        if problem is not None:
+        if reason:
             about = ObjectReference("Node", node.name, uid=node.uid)
-            await self._source.create_event(about, reason="PodNetworkNotReady", message=told, warning=True)
-        self._told = told
+            await self._source.create_event(about, reason="PodNetworkNotReady", message=reason, warning=True)
+        self._told = reason

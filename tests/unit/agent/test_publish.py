@@ -45,7 +45,7 @@ class StandInSource:
 async def running(monkeypatch):
     monkeypatch.setattr(module, "RETRY_S", 0.001)
     source, published = StandInSource(), []
-    publisher = Publisher(source, "n1", lambda: published.append(1))
+    publisher = Publisher(source, "n1", lambda: published.append(1), patience_s=0)
     task = asyncio.create_task(publisher.run())
     yield publisher, source, published
     task.cancel()
@@ -93,7 +93,8 @@ async def test_what_somebody_removes_is_written_again(running):
     publisher.offer(BARE, NETWORK, None)
     await until(lambda: published)
     publisher.offer(PUBLISHED, NETWORK, None)
-    publisher.offer(replace(BARE, labels={"touched": "yes"}), NETWORK, None)
+    # The same value as at first, and another sight of the node.
+    publisher.offer(replace(BARE), NETWORK, None)
     await until(lambda: len(source.patches) == 2)
 
 
@@ -128,3 +129,16 @@ async def test_what_keeps_a_node_down_is_told_once_for_each_reason(running):
         ("n1", "PodNetworkNotReady", reason, True) for reason in ("no podCIDR", "no address", "no podCIDR")
     ]
     assert published == []
+
+
+async def test_what_passes_soon_is_not_told():
+    source = StandInSource()
+    publisher = Publisher(source, "n1", lambda: None, patience_s=3600)
+    task = asyncio.create_task(publisher.run())
+    publisher.offer(BARE, None, TemporaryError("no podCIDR yet"))
+    await rest()
+    publisher.offer(BARE, None, None)
+    await rest()
+    task.cancel()
+    await asyncio.wait([task])
+    assert source.events == []
