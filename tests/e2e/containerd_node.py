@@ -12,6 +12,7 @@ from kernel.nodes import Node, wait_for
 from poplin.agent.install import install_shim
 from poplin.lab.cri.containerd import CGROUPS, Containerd
 from poplin.lab.cri.image import PAUSE, lab_images, make_archive
+from poplin.lab.cri.store import load_images
 
 BECOME = """
 import sys
@@ -100,7 +101,7 @@ def running_containerd(node: Node, archive: Path | None = None) -> Iterator[Runn
         if archive is None:
             archive = node.directory / "images.tar"
             archive.write_bytes(make_archive(lab_images()))
-        containerd.import_images(archive)
+        load_images([containerd], archive)
         yield running
     finally:
         running.kill()

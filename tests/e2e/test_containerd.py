@@ -5,6 +5,7 @@ import os
 import signal
 import time
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,12 +14,13 @@ from e2e.containerd_node import running_containerd
 from kernel.nodes import cluster, wait_for
 from kernel.topology import Host
 from poplin.dataplane.netns import open_netns
+from poplin.lab.container import Binding
 from poplin.lab.cri.client import Cri, CriError
 from poplin.lab.cri.message import ExecRequest
-from poplin.lab.cri.pod import ContainerOrder
 from poplin.lab.cri.runtime import CriRuntime
-from poplin.lab.cri.streaming import Channel, open_streams
-from poplin.lab.kubelet.volumes import Binding
+from poplin.lab.cri.streaming import RemoteConsole
+from poplin.lab.kubelet.runtime import ContainerOrder, ImageError
+from poplin.lab.kubelet.stream.channel import Channel, Size
 from unit.lab.pods import make_pod
 
 BUSY = {"name": "main", "image": "busybox"}
@@ -26,14 +28,23 @@ IDLE = "trap 'exit 3' TERM; while :; do sleep 0.05; done"
 
 
 @asynccontextmanager
-async def runtime_of(running):
+async def runtime_of(running, **options):
     """A kubelet's end of it; several may come one after another."""
     containerd = running.containerd
-    async with (
-        Cri(containerd.address) as cri,
-        CriRuntime(cri, logs=containerd.directory.parent / "logs", cgroup=containerd.cgroup) as runtime,
-    ):
-        yield runtime
+    netns_fd = open_netns(containerd.netns)
+    try:
+        async with (
+            Cri(containerd.address) as cri,
+            CriRuntime(cri, netns_fd, logs=logs_of(running), cgroup=containerd.cgroup, **options) as runtime,
+        ):
+            runtime.logs = logs_of(running)
+            yield runtime
+    finally:
+        os.close(netns_fd)
+
+
+def logs_of(running):
+    return running.containerd.directory.parent / "logs"
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +65,7 @@ async def runtimes(site):
         both = [await stack.enter_async_context(runtime_of(one)) for one in (first, second)]
         yield both
         for runtime in both:
-            for uid in await runtime.list_sandboxes():
+            for uid in runtime.pods():
                 await runtime.remove_sandbox(uid)
 
 
@@ -65,9 +76,7 @@ def runtime(runtimes):
 
 def order(container, attempt=0, environment=None, bindings=(), **fields):
     given = {"name": "main", "image": "busybox", **container}
-    return ContainerOrder(
-        given, attempt, environment or {}, bindings, f"{given['name']}/{attempt}.log", **fields
-    )
+    return ContainerOrder(given, attempt, environment or {}, bindings, Path(), **fields)
 
 
 def script(text):
@@ -78,8 +87,13 @@ async def run(runtime, name, *orders, **spec):
     """A pod with these containers; its sandbox and their names."""
     pod = make_pod(name, *(one.container for one in orders), **spec)
     sandbox = await runtime.make_sandbox(pod)
-    states = [await runtime.start(pod, sandbox, one) for one in orders]
+    states = [await start(runtime, pod, one) for one in orders]
     return pod, sandbox, [state.id for state in states]
+
+
+async def start(runtime, pod, one):
+    log = runtime.logs / pod.uid / one.container["name"] / f"{one.attempt}.log"
+    return await runtime.start(pod, replace(one, log=log))
 
 
 async def output(runtime, name, *command):
@@ -88,10 +102,11 @@ async def output(runtime, name, *command):
     return response.stdout.decode()
 
 
-def log_of(site, pod, name="main", attempt=0, node=0):
-    path = site[0].nodes[node].directory / "logs" / pod.uid / name / f"{attempt}.log"
-    lines = path.read_text().splitlines()
-    return [line.split(" ", 3)[3] for line in lines]
+def log_of(runtime, pod, stream, name="main", attempt=0):
+    """What a container wrote to one stream: between two there is no order."""
+    lines = (runtime.logs / pod.uid / name / f"{attempt}.log").read_text().splitlines()
+    records = [line.split(" ", 3) for line in lines]
+    return [text for _, where, _, text in records if where == stream]
 
 
 def held_addresses(node):
@@ -112,7 +127,8 @@ async def test_a_pod_has_the_address_that_the_plugin_gave(site, runtime):
     assert (await output(runtime, name, "hostname")).strip() == "web"
     await runtime.remove_sandbox(pod.uid)
     assert str(sandbox.addresses[0]) not in held_addresses(node)
-    assert await runtime.list_sandboxes() == {}
+    assert list(runtime.pods()) == []
+    assert await runtime.cri.list_sandboxes() == ()
 
 
 async def test_pods_of_two_nodes_and_the_containers_of_one_reach_each_other(site, runtimes):
@@ -147,7 +163,7 @@ async def test_a_container_that_is_started_again_keeps_the_pods_address(runtime)
     pod, sandbox, [name] = await run(runtime, "again", first)
     ended = await asyncio.wait_for(runtime.wait(name), 10)
     assert (ended.code, ended.ended >= ended.since) == (7, True)
-    state = await runtime.start(pod, sandbox, order(script(IDLE), attempt=1))
+    state = await start(runtime, pod, order(script(IDLE), attempt=1))
     assert str(sandbox.addresses[0]) in await output(runtime, state.id, "ip", "addr", "show", "dev", "eth0")
     assert sorted(runtime.find(pod.uid, "main")) == [0, 1]
     assert (await runtime.stop(state.id, 5)).code == 3
@@ -176,10 +192,10 @@ async def test_output_environment_files_and_limits(site, runtime, tmp_path):
     }
     pod, _, [name] = await run(runtime, "io", order(container, 0, {"GREETING": "hello"}, bindings))
     assert (await asyncio.wait_for(runtime.wait(name), 10)).code == 1
-    first, *errors = log_of(site, pod)
-    assert first == "hello 0 10.0.0.1 known hello!"
-    assert errors[0] == "bad"
-    assert "Read-only file system" in errors[1]
+    assert log_of(runtime, pod, "stdout") == ["hello 0 10.0.0.1 known hello!"]
+    bad, refused = log_of(runtime, pod, "stderr")
+    assert bad == "bad"
+    assert "Read-only file system" in refused
     assert (tmp_path / "data" / "file").read_text() == "written\n"
 
 
@@ -194,33 +210,75 @@ async def test_limits_are_set_in_the_pods_cgroup(site, runtime):
     assert [int(path.read_text()) for path in found] == [32 << 20]
 
 
-async def test_a_command_has_streams(site, runtime):
+async def test_a_command_has_streams_and_input_that_ends(site, runtime):
     _, _, [name] = await run(runtime, "streams", order(script(IDLE)))
+    command = ("sh", "-c", "wc -c; echo err >&2; exit 9")
+    console = await runtime.open_command(name, command, {}, stdin=True, tty=False)
+    out, err = (asyncio.create_task(collect(console.outputs[c])) for c in (Channel.STDOUT, Channel.STDERR))
+    async with asyncio.timeout(10):
+        for _ in range(20):
+            await console.write(b"x" * 50_000)
+        await console.write(b"")
+        assert (await out, await err) == (b"1000000\n", b"err\n")
+        assert exit_code(await console.wait()) == 9
+    console.close()
+    assert await runtime.execute(name, ["sh", "-c", "exit 4"], {}, 5) == 4
+
+
+def exit_code(status):
+    return int(status["details"]["causes"][0]["message"]) if status["status"] == "Failure" else 0
+
+
+async def collect(output):
+    return b"".join([data async for data in output])
+
+
+async def test_a_command_has_a_terminal_of_the_clients_size(site, runtime):
+    _, _, [name] = await run(runtime, "terminal", order(script(IDLE)))
+    console = await runtime.open_command(name, ["sh"], {}, stdin=True, tty=True)
+    console.resize(Size(120, 33))
+    output = console.outputs[Channel.STDOUT]
+    assert Channel.STDERR not in console.outputs
+    seen = b""
+    async with asyncio.timeout(10):
+        while b"33 120" not in seen:
+            await console.write(b"stty size\n")
+            seen += await anext(output)
+        await console.write(b"exit 6\n")
+        async for _ in output:
+            pass
+        assert exit_code(await console.wait()) == 6
+    console.close()
+
+
+async def test_a_url_of_streams_can_be_used_once(site, runtime):
+    _, _, [name] = await run(runtime, "once", order(script(IDLE)))
+    url = await runtime.cri.exec_url(ExecRequest(runtime.container_id(name), ("true",)))
     netns_fd = open_netns(site[1].containerd.netns)
     try:
-        request = ExecRequest(
-            runtime.container_id(name), ("sh", "-c", "read x; echo out $x; echo err >&2; exit 9"), stdin=True
-        )
-        url = await runtime.cri.exec_url(request)
-        found = {Channel.STDOUT: b"", Channel.STDERR: b""}
-        async with asyncio.timeout(10), open_streams(url, netns_fd) as streams:
-            await streams.write(b"given\n")
-            async for channel, data in streams.output():
-                found[channel] += data
-        assert found == {Channel.STDOUT: b"out given\n", Channel.STDERR: b"err\n"}
-        assert streams.exit_code == 9
-        with pytest.raises(CriError, match="no streams"):  # it can be used once
-            async with open_streams(url, netns_fd):
-                pass
+        (await RemoteConsole.open(url, netns_fd, stdin=False, tty=False)).close()
+        with pytest.raises(CriError, match="404"):
+            await RemoteConsole.open(url, netns_fd, stdin=False, tty=False)
     finally:
         os.close(netns_fd)
-    assert await runtime.execute(name, ["sh", "-c", "exit 4"], 5) == 4
+
+
+async def test_who_attaches_talks_to_the_containers_own_process(runtime):
+    one = order({**script("read x; echo got $x; sleep 0.2; exit 2"), "stdin": True})
+    _, _, [name] = await run(runtime, "attached", one)
+    console = await runtime.attach(name, one, stdin=True)
+    async with asyncio.timeout(10):
+        await console.write(b"word\n")
+        assert await collect(console.outputs[Channel.STDOUT]) == b"got word\n"
+        await console.wait()
+        assert (await runtime.wait(name)).code == 2
+    console.close()
 
 
 async def test_a_pod_on_the_nodes_network(site, runtime):
     node = site[0].nodes[0]
     _, sandbox, [name] = await run(runtime, "host", order(script(IDLE)), hostNetwork=True)
-    assert sandbox.addresses == ()
+    assert list(sandbox.addresses) == []
     assert node.addresses[4] in await output(runtime, name, "ip", "addr", "show", "dev", "eth0")
     assert (await output(runtime, name, "hostname")).strip() == node.node_name
 
@@ -236,21 +294,29 @@ async def test_a_process_namespace_is_shared_where_it_is_asked_for(runtime):
     assert "sleep 1234" in await output(runtime, name, "ps")
 
 
-async def test_an_image_that_is_not_here_is_known_to_be_missing(runtime):
-    assert await runtime.has_image({"image": "busybox"})
-    assert await runtime.has_image({"image": "docker.io/library/busybox:latest"})
-    assert not await runtime.has_image({"image": "example.org/missing:1"})
+async def test_an_image_that_is_not_here_is_known_to_be_missing(site, runtime):
+    assert await runtime.can_run({"image": "busybox"}, {})
+    assert await runtime.can_run({"image": "docker.io/library/busybox:latest"}, {})
+    missing = {"image": "example.org/missing:1"}
+    assert not await runtime.can_run(missing, {})
+    with pytest.raises(ImageError, match="pull policy of Never") as caught:
+        await runtime.can_run({**missing, "imagePullPolicy": "Never"}, {})
+    assert caught.value.reason == "ErrImageNeverPull"
+    async with runtime_of(site[1], stand_in=False) as strict:
+        with pytest.raises(ImageError, match="poplin lab load") as caught:
+            await strict.can_run(missing, {})
+        assert caught.value.reason == "ErrImagePull"
     with pytest.raises(CriError, match=r"missing"):
-        await run(runtime, "missing", order({"image": "example.org/missing:1"}))
+        await run(runtime, "missing", order(missing))
 
 
 async def test_a_kubelet_that_starts_finds_what_runs(site, runtime):
     pod, sandbox, [runs] = await run(runtime, "kept", order(script(IDLE)))
-    ended = await runtime.start(pod, sandbox, order({"name": "done", **script("exit 5")}))
+    ended = await start(runtime, pod, order({"name": "done", **script("exit 5")}))
     await asyncio.wait_for(runtime.wait(ended.id), 10)
     async with runtime_of(site[1]) as successor:
-        assert (await successor.list_sandboxes())[pod.uid] == sandbox
-        assert successor.pods() == {pod.uid}
+        assert successor.sandbox(pod.uid) == sandbox
+        assert set(successor.pods()) == {pod.uid}
         assert successor.find(pod.uid, "main")[0].code is None
         assert successor.find(pod.uid, "done")[0].code == 5
         assert (await successor.stop(runs, 5)).code == 3
@@ -270,11 +336,10 @@ async def test_containerd_dies_and_pods_do_not(site, runtime):
         if await _tells(runtime, pod.uid):
             break
         await asyncio.sleep(0.05)
-    assert (await runtime.list_sandboxes())[pod.uid] == sandbox
     await asyncio.to_thread(ping, c.nodes[0], sandbox)
     # Containers of a pod that is older than this containerd: one ends, another is made, all is removed.
     assert (await runtime.stop(name, 5)).code == 3
-    state = await runtime.start(pod, sandbox, order(script(IDLE), attempt=1))
+    state = await start(runtime, pod, order(script(IDLE), attempt=1))
     assert str(sandbox.addresses[0]) in await output(runtime, state.id, "ip", "addr", "show", "dev", "eth0")
     for uid in (pod.uid, other.uid):
         await runtime.remove_sandbox(uid)
@@ -284,7 +349,7 @@ async def test_containerd_dies_and_pods_do_not(site, runtime):
 
 async def _tells(runtime, uid):
     try:
-        return uid in await runtime.list_sandboxes()
+        return uid in [one.metadata.uid for one in await runtime.cri.list_sandboxes()]
     except CriError:
         return False
 
@@ -315,7 +380,7 @@ async def test_a_failed_attachment_leaves_no_sandbox(site, runtime):
     try:
         with pytest.raises(CriError, match="agent"):
             await run(runtime, "unattached", order(script(IDLE)))
-        assert await runtime.list_sandboxes() == {}
+        assert await runtime.cri.list_sandboxes() == ()
     finally:
         node.start()
         node.wait_ready()

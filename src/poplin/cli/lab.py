@@ -17,10 +17,21 @@ from poplin.cli.root import require_root
 from poplin.datastore.kubeconfig import find_access
 from poplin.datastore.netconf import parse_netconf
 from poplin.lab.addressing import parse_families
+from poplin.lab.cri.containerd import node_containerd
+from poplin.lab.cri.store import load_images
 from poplin.lab.enter import enter
 from poplin.lab.lifecycle import bring_up, require, take_down
 from poplin.lab.report import LabReport, kubeconfig_path, report_lab
-from poplin.lab.settings import DEFAULT_NAME, Backend, Settings, check_name, check_nodes, make_net_conf
+from poplin.lab.settings import (
+    DEFAULT_NAME,
+    Backend,
+    MissingImage,
+    Runtime,
+    Settings,
+    check_name,
+    check_nodes,
+    make_net_conf,
+)
 from poplin.model.errors import InvalidInputError
 
 app = typer.Typer(
@@ -49,6 +60,13 @@ def up(
     kubelet: Annotated[
         str, typer.Option(help="embedded, or none: nodes then register themselves.")
     ] = "embedded",
+    runtime: Annotated[
+        Runtime,
+        typer.Option(help="process: this machine's programs; containerd: images, see `poplin lab load`."),
+    ] = Runtime.PROCESS,
+    missing_image: Annotated[
+        MissingImage, typer.Option(help="With containerd, what is run for an image that is not loaded.")
+    ] = MissingImage.ECHO,
 ) -> None:
     """Make a lab and wait until its nodes are ready; on one that stands, start what has died.
 
@@ -68,6 +86,8 @@ def up(
         kubeconfig=str(kubeconfig.absolute()) if kubeconfig else "",
         controllers=_embedded("--controllers", controllers),
         kubelet=_embedded("--kubelet", kubelet),
+        runtime=runtime,
+        missing_image=missing_image,
     )
     began = time.monotonic()
     made = bring_up(settings, Progress(Console(highlight=False)).step)
@@ -88,6 +108,29 @@ def down(name: Name = DEFAULT_NAME) -> None:
     require_root()
     existed = take_down(check_name(name))
     typer.echo(f"lab {name} is gone" if existed else f"there is no lab {name}")
+
+
+@app.command()
+def load(
+    archive: Annotated[Path, typer.Argument(help="An image archive, as `docker save` or skopeo write it.")],
+    name: Name = DEFAULT_NAME,
+) -> None:
+    """Put the images of an archive into the stores of all nodes of a lab that runs containerd.
+
+    Example: poplin lab load app.tar
+    """
+    require_root()
+    directory, settings = require(check_name(name))
+    if settings.runtime is not Runtime.CONTAINERD:
+        raise InvalidInputError(
+            "this lab has no images",
+            where=f"lab {name}",
+            remedy="make it with `poplin lab up --runtime containerd`",
+        )
+    if not archive.is_file():
+        raise InvalidInputError("no such file", where=str(archive))
+    load_images([node_containerd(directory, node) for node in settings.node_names()], archive)
+    typer.echo(f"loaded into {settings.nodes} nodes")
 
 
 @app.command()

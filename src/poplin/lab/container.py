@@ -9,6 +9,7 @@ import os
 import socket
 import sys
 import traceback
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Final, NoReturn
 
@@ -27,6 +28,7 @@ from poplin.lab.isolation import (
     MS_NOSUID,
     MS_RDONLY,
     MS_REC,
+    MS_REMOUNT,
     MS_SLAVE,
     mount,
     pivot_root,
@@ -35,9 +37,12 @@ from poplin.lab.isolation import (
     unshare,
 )
 from poplin.lab.stdio import ChildEnds
+from poplin.model.errors import InvalidInputError
 
 CANNOT_START: Final = 128
 """The exit code of a child that did not become a container."""
+
+_MAX_STEPS: Final = 256
 
 DEFAULT_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _SEPARATE: Final = ("usr", "opt", "home", "root", "lib", "lib64", "bin", "sbin", "var")
@@ -53,11 +58,19 @@ class EchoPort(msgspec.Struct, frozen=True):
     protocol: str = "TCP"
 
 
+class Binding(msgspec.Struct, frozen=True, rename="camel"):
+    """A file or directory of the machine that a container sees at `target`, an absolute path."""
+
+    source: str
+    target: str
+    read_only: bool = False
+
+
 class ContainerSpec(msgspec.Struct, frozen=True, rename="camel"):
     """A container to be started.
 
-    `netns` is a path. `arguments` empty means the echo server on `ports`. `files` are contents by absolute
-    path ("/etc/hosts"). `scratch` is an existing directory that the container hides under its own mounts.
+    `netns` is a path. `arguments` empty means the echo server on `ports`. `bindings` are files and directories
+    of the machine that it has at other places. `scratch` is an existing directory that the container hides under its own mounts.
     `tty` gives it a terminal, `stdin` an input that can be written to (see `stdio`).
     """
 
@@ -68,7 +81,7 @@ class ContainerSpec(msgspec.Struct, frozen=True, rename="camel"):
     arguments: tuple[str, ...] = ()
     environment: dict[str, str] = {}
     directory: str = ""
-    files: dict[str, str] = {}
+    bindings: tuple[Binding, ...] = ()
     ports: tuple[EchoPort, ...] = ()
     tty: bool = False
     stdin: bool = False
@@ -115,11 +128,11 @@ def _isolate(spec: ContainerSpec, streams: ChildEnds) -> None:
     unshare(CLONE_NEWNS | CLONE_NEWUTS | CLONE_NEWIPC)
     setns(netns, CLONE_NEWNET)
     socket.sethostname(spec.hostname[:63])
-    _mount_root(Path(spec.scratch), spec.files)
+    _mount_root(Path(spec.scratch), spec.bindings)
     os.close(netns)
 
 
-def _mount_root(scratch: Path, files: dict[str, str]) -> None:
+def _mount_root(scratch: Path, bindings: Iterable[Binding]) -> None:
     # What the machine unmounts shall go here too: a namespace's name that stays mounted keeps it alive.
     mount("", Path("/"), "", MS_SLAVE | MS_REC)
     mount("tmpfs", scratch, "tmpfs", MS_NOSUID | MS_NODEV)
@@ -134,13 +147,42 @@ def _mount_root(scratch: Path, files: dict[str, str]) -> None:
     _mount_devices(root / "dev")
     for name, mode in (("tmp", 0o1777), ("run", 0o755)):
         mount("tmpfs", root / name, "tmpfs", MS_NOSUID | MS_NODEV, f"mode={mode:o}")
-    for path, content in files.items():
-        target = root / path.lstrip("/")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        # In the image it may be a link to some place of the machine's.
-        target.unlink(missing_ok=True)
-        target.write_text(content)
+    for binding in bindings:
+        _bind(root, binding)
     pivot_root(root)
+
+
+def _bind(root: Path, binding: Binding) -> None:
+    source, target = Path(binding.source), resolve_inside(root, binding.target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if source.is_dir():
+        target.mkdir(exist_ok=True)
+    else:
+        target.touch()
+    mount(str(source), target, "", MS_BIND | MS_REC)
+    if binding.read_only:
+        mount("", target, "", MS_BIND | MS_REMOUNT | MS_RDONLY)
+
+
+def resolve_inside(root: Path, path: str) -> Path:
+    """Where `path` leads for who has `root` as its root: links, absolute ones too, are followed inside.
+
+    Raises InvalidInputError for links that go round in circles.
+    """
+    found, left = root, list(Path(path).parts)
+    for _ in range(_MAX_STEPS):
+        if not left:
+            return found
+        part = left.pop(0)
+        if part == "/":
+            found = root
+        elif part == "..":
+            found = found.parent if found != root else root
+        elif (found / part).is_symlink():
+            left = [*(found / part).readlink().parts, *left]
+        else:
+            found /= part
+    raise InvalidInputError("too many levels of symbolic links", where=path)
 
 
 def _mount_layer(lower: Path, target: Path, layer: Path) -> None:

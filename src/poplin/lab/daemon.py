@@ -17,11 +17,12 @@ from poplin.agent.config import AgentConfig
 from poplin.dataplane.netns import NAMED, open_netns
 from poplin.datastore.kubeconfig import find_access
 from poplin.datastore.kubernetes import KubernetesSource
+from poplin.lab.cri.containerd import node_containerd
 from poplin.lab.directory import Directory
 from poplin.lab.init import Daemon
 from poplin.lab.isolation import CLONE_NEWNET, set_process_name, setns
 from poplin.lab.server import run_server
-from poplin.lab.settings import Settings
+from poplin.lab.settings import Runtime, Settings
 from poplin.model.errors import PoplinError
 
 SERVER = "server"
@@ -34,12 +35,19 @@ def make_daemons(
     daemons: dict[str, Daemon] = {SERVER: _server(directory, settings, listeners)}
     for node in settings.node_names():
         daemons[agent_name(node)] = _agent(directory, node)
+        if settings.runtime is Runtime.CONTAINERD:
+            daemons[containerd_name(node)] = _containerd(directory, node)
     return daemons
 
 
 def agent_name(node: str) -> str:
     """What the init calls a node's agent."""
     return f"agent-{node}"
+
+
+def containerd_name(node: str) -> str:
+    """What the init calls a node's containerd."""
+    return f"containerd-{node}"
 
 
 def _server(directory: Directory, settings: Settings, listeners: Sequence[socket.socket]) -> Daemon:
@@ -50,6 +58,20 @@ def _agent(directory: Directory, node: str) -> Daemon:
     def become() -> NoReturn:
         setns(open_netns(NAMED / directory.node_namespace(node)), CLONE_NEWNET)
         _become(directory, agent_name(node), lambda: run_agent(agent_config(directory, node)))
+
+    return become
+
+
+def _containerd(directory: Directory, node: str) -> Daemon:
+    def become() -> NoReturn:
+        try:
+            os.setsid()
+            redirect_output(directory.log(containerd_name(node)))
+            node_containerd(directory, node).become()
+        except BaseException:  # noqa: BLE001  - the log is the only place left to say it
+            traceback.print_exc()
+            sys.stderr.flush()
+            os._exit(1)
 
     return become
 

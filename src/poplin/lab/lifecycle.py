@@ -22,7 +22,10 @@ import msgspec
 from poplin.agent.install import install_shim
 from poplin.dataplane.netns import delete_netns
 from poplin.lab.addressing import API_PORT
-from poplin.lab.daemon import SERVER, agent_name, make_daemons, redirect_output
+from poplin.lab.cri.containerd import lab_cgroup, node_containerd, remove_cgroup
+from poplin.lab.cri.mounts import unmount_below
+from poplin.lab.cri.store import load_lab_images
+from poplin.lab.daemon import SERVER, agent_name, containerd_name, make_daemons, redirect_output
 from poplin.lab.directory import LABS, Directory
 from poplin.lab.fabric import listen_in_fabric, make_fabric, make_node
 from poplin.lab.init import Init
@@ -37,7 +40,7 @@ from poplin.lab.isolation import (
 from poplin.lab.message import Question
 from poplin.lab.report import last_line, wait_until_ready
 from poplin.lab.runtime import ask
-from poplin.lab.settings import Settings, read_settings, write_settings
+from poplin.lab.settings import Runtime, Settings, read_settings, write_settings
 from poplin.model.errors import InvalidInputError, PoplinError, TemporaryError
 
 START_TIMEOUT_S: Final = 30.0
@@ -139,6 +142,8 @@ def _make(directory: Directory, settings: Settings) -> None:
         make_node(directory, settings, number)
         # The runtime needs it with the first pod, which may come before the agent has put it there.
         install_shim(directory.node(node).cni_bin)
+        if settings.runtime is Runtime.CONTAINERD:
+            node_containerd(directory, node).prepare()
 
 
 def _revive(directory: Directory, settings: Settings, step: Step) -> None:
@@ -167,10 +172,16 @@ def _start(directory: Directory, settings: Settings, step: Step) -> None:
     try:
         with step("processes"):
             _fork_init(directory, settings, listeners)
+            if settings.runtime is Runtime.CONTAINERD:
+                for node in settings.node_names():
+                    ask(directory.socket, Question(0, start=containerd_name(node)))
             ask(directory.socket, Question(0, start=SERVER))
             _wait_for_server(directory)
             for node in settings.node_names():
                 ask(directory.socket, Question(0, start=agent_name(node)))
+        if settings.runtime is Runtime.CONTAINERD:
+            with step("images"):
+                load_lab_images([node_containerd(directory, node) for node in settings.node_names()])
     finally:
         for listener in listeners:
             listener.close()
@@ -244,6 +255,9 @@ def _remove(directory: Directory) -> None:
         _kill(init)
     for name in directory.namespaces():
         delete_netns(name)
+    # What containerd's mounts of its own do not take along.
+    unmount_below(directory.root)
+    remove_cgroup(lab_cgroup(directory))
     if directory.root.exists():
         shutil.rmtree(directory.root)
 

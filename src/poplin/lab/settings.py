@@ -24,9 +24,26 @@ class Backend(StrEnum):
     HOST_GW = "host-gw"
 
 
+class Runtime(StrEnum):
+    """What runs the pods: processes of this machine that the lab starts itself, or containerd and images."""
+
+    PROCESS = "process"
+    CONTAINERD = "containerd"
+
+
+class MissingImage(StrEnum):
+    """What becomes of a container whose image is not in the store: the echo server serves its ports, or an error."""
+
+    ECHO = "echo"
+    FAIL = "fail"
+
+
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """A lab. `net_conf` is the text of net-conf.json; `kubeconfig` "" means the embedded API server."""
+    """A lab. `net_conf` is the text of net-conf.json; `kubeconfig` "" means the embedded API server.
+
+    `missing_image` is for containerd.
+    """
 
     name: str
     nodes: int
@@ -35,6 +52,8 @@ class Settings:
     kubeconfig: str = ""
     controllers: bool = True
     kubelet: bool = True
+    runtime: Runtime = Runtime.PROCESS
+    missing_image: MissingImage = MissingImage.ECHO
 
     @property
     def addressing(self) -> Addressing:

@@ -7,10 +7,10 @@ from ipaddress import ip_address
 import msgspec
 import pytest
 
+from poplin.lab.container import Binding
 from poplin.lab.kubelet.document import Pod
 from poplin.lab.kubelet.volumes import (
     ACCOUNT_PATH,
-    Binding,
     File,
     Volumes,
     complete,

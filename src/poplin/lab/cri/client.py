@@ -11,6 +11,7 @@ from grpclib.encoding.base import CodecBase
 from grpclib.exceptions import GRPCError, StreamTerminatedError
 
 from poplin.lab.cri.message import (
+    AttachRequest,
     Container,
     ContainerConfig,
     ContainerFilter,
@@ -164,6 +165,10 @@ class Cri:
     async def exec_url(self, request: ExecRequest) -> str:
         """Where to have the streams of a command (see `streaming`)."""
         return (await self._runtime("Exec", request, UrlResponse)).url
+
+    async def attach_url(self, request: AttachRequest) -> str:
+        """Where to have a container's own streams."""
+        return (await self._runtime("Attach", request, UrlResponse)).url
 
     async def find_image(self, reference: str) -> Image | None:
         """The image in the store that the reference names, None for none."""

@@ -18,14 +18,15 @@ Seen with Debian 12's containerd 1.6.20 and runc 1.1.5, on kernel 6.18:
 import os
 import shutil
 import socket
-import subprocess
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, NoReturn
 
-from poplin.dataplane.netns import open_netns
+from poplin.dataplane.netns import NAMED, open_netns
+from poplin.lab.cri.image import PAUSE
 from poplin.lab.cri.mounts import read_mounts, share_directory, unmount_below
+from poplin.lab.directory import Directory
 from poplin.lab.isolation import (
     CLONE_NEWNET,
     CLONE_NEWNS,
@@ -40,16 +41,12 @@ from poplin.lab.isolation import (
     setns,
     unshare,
 )
-from poplin.model.errors import PoplinError, TemporaryError
+from poplin.model.errors import PoplinError
 
 CGROUPS: Final = Path("/sys/fs/cgroup")
-IMAGE_NAMESPACE: Final = "k8s.io"
-"""containerd's own namespace for what comes by CRI."""
-
 _BUILT_IN: Final = Path("/run/containerd")
 """Where shims make their sockets and runc keeps its state, whatever the configuration says."""
 _LOOPBACK: Final = (Path("/usr/lib/cni/loopback"), Path("/opt/cni/bin/loopback"))
-IMPORT_TIMEOUT_S: Final = 300
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,28 +155,30 @@ disabled_plugins = ["io.containerd.internal.v1.opt", "io.containerd.snapshotter.
         os.chdir("/")
         os.execv(program, [program, "--config", str(self.config)])  # noqa: S606  - no shell is wanted
 
-    def import_images(self, archive: Path) -> None:
-        """Put an image archive (OCI's or docker's) into its store. Blocks. Raises TemporaryError."""
-        command = [find_program("ctr"), "--address", str(self.address), "--namespace", IMAGE_NAMESPACE]
-        try:
-            # All platforms: an archive made for this machine alone may not name it.
-            subprocess.run(
-                [*command, "images", "import", "--all-platforms", str(archive)],
-                check=True,
-                capture_output=True,
-                timeout=IMPORT_TIMEOUT_S,
-            )
-        except subprocess.CalledProcessError as error:
-            message = error.stderr.decode(errors="replace").strip()
-            raise TemporaryError(f"cannot import: {message}", where=str(archive)) from error
-        except subprocess.TimeoutExpired as error:
-            raise TemporaryError(f"not imported within {IMPORT_TIMEOUT_S} s", where=str(archive)) from error
-
     def remove(self) -> None:
         """Remove what is left when its processes are gone: names of namespaces, cgroups, files."""
         unmount_below(self.directory)
         remove_cgroup(self.cgroup)
         shutil.rmtree(self.directory, ignore_errors=True)
+
+
+def node_containerd(directory: Directory, node: str) -> Containerd:
+    """The containerd of a lab's node."""
+    files = directory.node(node)
+    return Containerd(
+        directory=files.root / "containerd",
+        netns=NAMED / directory.node_namespace(node),
+        hostname=node,
+        cni_conf=files.cni_conf,
+        cni_bin=files.cni_bin,
+        cgroup=f"{lab_cgroup(directory)}/{node}",
+        sandbox_image=PAUSE,
+    )
+
+
+def lab_cgroup(directory: Directory) -> str:
+    """The cgroup of all pods of a lab."""
+    return f"/poplin-lab-{directory.name}"
 
 
 def find_program(name: str) -> str:
@@ -188,6 +187,15 @@ def find_program(name: str) -> str:
     if path is None:
         raise PoplinError(f"{name} is not installed", remedy="install Debian's packages containerd and runc")
     return path
+
+
+def read_cgroup(name: str) -> list[int]:
+    """The processes of a cgroup, as this process' PID namespace numbers them."""
+    for hierarchy in (CGROUPS, *CGROUPS.iterdir()):
+        with suppress(OSError):
+            if pids := (hierarchy / name.lstrip("/") / "cgroup.procs").read_text().split():
+                return [int(pid) for pid in pids]
+    return []
 
 
 def remove_cgroup(name: str) -> None:

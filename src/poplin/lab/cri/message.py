@@ -326,6 +326,8 @@ class ContainerConfig(Message, frozen=True):
     labels: Annotated[Mapping[str, str], 9] = {}
     annotations: Annotated[Mapping[str, str], 10] = {}
     log_path: Annotated[str, 11] = ""
+    stdin: Annotated[bool, 12] = False
+    stdin_once: Annotated[bool, 13] = False
     tty: Annotated[bool, 14] = False
     linux: Annotated[LinuxContainerConfig | None, 15] = None
 
@@ -446,11 +448,14 @@ class ExecRequest(Message, frozen=True):
     stderr: Annotated[bool, 6] = True
 
 
-class PortForwardRequest(Message, frozen=True):
-    """Prepare to reach ports of a sandbox."""
+class AttachRequest(Message, frozen=True):
+    """Prepare to have a container's own streams. With a terminal, `stderr` must be False."""
 
-    pod_sandbox_id: Annotated[str, 1] = ""
-    port: Annotated[tuple[int, ...], 2] = ()
+    container_id: Annotated[str, 1] = ""
+    stdin: Annotated[bool, 2] = False
+    tty: Annotated[bool, 3] = False
+    stdout: Annotated[bool, 4] = True
+    stderr: Annotated[bool, 5] = True
 
 
 class UrlResponse(Message, frozen=True):

@@ -3,8 +3,6 @@
 Source: API reference, "Pod"; the labels are kubelet's own, so that crictl and its like know whose each thing is.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from math import ceil
 from typing import Final
 
@@ -33,7 +31,7 @@ from poplin.lab.cri.message import (
 )
 from poplin.lab.kubelet.command import expand
 from poplin.lab.kubelet.document import Pod
-from poplin.lab.kubelet.volumes import Binding
+from poplin.lab.kubelet.runtime import ContainerOrder
 
 POD_NAME: Final = "io.kubernetes.pod.name"
 POD_NAMESPACE: Final = "io.kubernetes.pod.namespace"
@@ -61,21 +59,6 @@ SHARES_PER_CPU: Final = 1024
 MIN_SHARES: Final = 2
 
 
-@dataclass(frozen=True, slots=True)
-class ContainerOrder:
-    """A container to be made. `stand_in`: its image is not here, and the echo server serves its ports.
-
-    `log` is relative to the sandbox's directory of logs.
-    """
-
-    container: Json
-    attempt: int
-    environment: Mapping[str, str]
-    bindings: Sequence[Binding]
-    log: str
-    stand_in: bool = False
-
-
 def make_sandbox_config(pod: Pod, *, attempt: int, log_directory: str, cgroup: str) -> PodSandboxConfig:
     """The sandbox. `cgroup` is the parent of all pods' cgroups."""
     security = pod.spec.get("securityContext") or {}
@@ -100,8 +83,8 @@ def make_sandbox_config(pod: Pod, *, attempt: int, log_directory: str, cgroup: s
     )
 
 
-def make_container_config(pod: Pod, order: ContainerOrder) -> ContainerConfig:
-    """The container. What the spec does not say, the image does."""
+def make_container_config(pod: Pod, order: ContainerOrder, log_path: str) -> ContainerConfig:
+    """The container. What the spec does not say, the image does. `log_path` is below the sandbox's directory."""
     container = order.container
     command = [expand(str(word), order.environment) for word in container.get("command") or ()]
     args = [expand(str(word), order.environment) for word in container.get("args") or ()]
@@ -122,7 +105,9 @@ def make_container_config(pod: Pod, order: ContainerOrder) -> ContainerConfig:
             POD_NAMESPACE: pod.namespace,
             POD_UID: pod.uid,
         },
-        log_path=order.log,
+        log_path=log_path,
+        stdin=bool(container.get("stdin")),
+        stdin_once=bool(container.get("stdinOnce")),
         tty=bool(container.get("tty")),
         linux=LinuxContainerConfig(
             make_resources(container.get("resources") or {}),

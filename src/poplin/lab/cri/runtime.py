@@ -6,7 +6,7 @@ What runs is the runtime's own knowledge: a kubelet that starts finds it by the 
 import asyncio
 import logging
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from ipaddress import ip_address
@@ -18,51 +18,57 @@ import msgspec
 from poplin.lab.controllers.object import Json
 from poplin.lab.cri.client import Cri, CriError, CriNotFoundError
 from poplin.lab.cri.message import (
+    AttachRequest,
     Container,
     ContainerState,
     ContainerStatusResponse,
+    ExecRequest,
     PodSandbox,
     PodSandboxConfig,
+    PodSandboxStatusResponse,
     SandboxState,
 )
-from poplin.lab.cri.pod import (
-    CONTAINER_NAME,
-    POD_UID,
-    ContainerOrder,
-    make_container_config,
-    make_sandbox_config,
-)
+from poplin.lab.cri.pod import CONTAINER_NAME, POD_UID, make_container_config, make_sandbox_config
+from poplin.lab.cri.streaming import RemoteConsole
 from poplin.lab.kubelet.document import Pod
-from poplin.lab.kubelet.processes import process_name
+from poplin.lab.kubelet.processes import finish, process_name
+from poplin.lab.kubelet.runtime import ContainerOrder, ImageError, SandboxView
+from poplin.lab.kubelet.stream.console import Console
 from poplin.lab.message import ProcessState
-from poplin.model.kernel import IPAddress
 
 log = logging.getLogger(__name__)
 
 START_TIMEOUT_S: Final = 30.0
 POLL_S: Final = 0.02
 RELIST_S: Final = 2.0
+LOAD: Final = "put it there with `poplin lab load FILE`"
 UNKNOWN_EXIT: Final = 255
 """The code of a container whose end nobody knows."""
 
 
 @dataclass(frozen=True, slots=True)
 class CriSandbox:
-    """A pod's sandbox. `addresses` are none where the pod uses the node's network."""
+    """A sandbox by the runtime's own name for it."""
 
-    uid: str
     id: str
-    addresses: tuple[IPAddress, ...]
-    ready: bool
+    view: SandboxView
 
 
 class CriRuntime:
-    """Use as an async context. `logs` holds a directory for each pod, by uid; `cgroup` all pods' cgroups."""
+    """A PodRuntime (see kubelet.runtime). Use as an async context.
 
-    def __init__(self, cri: Cri, *, logs: Path, cgroup: str) -> None:
+    `netns_fd` is the node's, `logs` holds a directory for each pod, by uid; `cgroup` all pods' cgroups.
+    With `stand_in` the echo server serves for images that are not in the store.
+    """
+
+    def __init__(self, cri: Cri, netns_fd: int, *, logs: Path, cgroup: str, stand_in: bool = True) -> None:
         self.cri = cri
+        self.version = ""
+        self._netns_fd = netns_fd
         self._logs = logs
         self._cgroup = cgroup
+        self._stand_in = stand_in
+        self._sandboxes: dict[str, CriSandbox] = {}
         self._ids: dict[str, str] = {}
         self._states: dict[str, ProcessState] = {}
         self._ended: dict[str, asyncio.Event] = {}
@@ -72,13 +78,18 @@ class CriRuntime:
         deadline = asyncio.get_running_loop().time() + START_TIMEOUT_S
         while True:
             try:
-                await self.cri.version()
-                await self._relist()
+                version = await self.cri.version()
                 break
             except CriError:
                 if asyncio.get_running_loop().time() > deadline:
                     raise
                 await asyncio.sleep(POLL_S)
+        self.version = f"{version.runtime_name}://{version.runtime_version}"
+        for one in await self.cri.list_sandboxes():
+            uid = one.labels.get(POD_UID, "")
+            if uid and (one.state is SandboxState.READY or uid not in self._sandboxes):
+                self._sandboxes[uid] = await self._read_sandbox(one)
+        await self._relist()
         self._tasks = [
             asyncio.create_task(self._follow(), name="events of the container runtime"),
             asyncio.create_task(self._look_again(), name="containers of the container runtime"),
@@ -92,39 +103,49 @@ class CriRuntime:
 
     # ---- sandboxes ----
 
-    async def list_sandboxes(self) -> Mapping[str, CriSandbox]:
-        """The sandboxes that stand, by the pod's uid."""
-        found: dict[str, CriSandbox] = {}
-        for one in await self.cri.list_sandboxes():
-            uid = one.labels.get(POD_UID, "")
-            if uid and (one.state is SandboxState.READY or uid not in found):
-                found[uid] = await self._read_sandbox(uid, one)
-        return found
+    def sandbox(self, uid: str) -> SandboxView | None:
+        """See PodRuntime."""
+        found = self._sandboxes.get(uid)
+        return found.view if found else None
 
-    async def make_sandbox(self, pod: Pod) -> CriSandbox:
-        """Make and attach the pod's sandbox, in place of any it had. Raises CriError."""
+    def pods(self) -> Collection[str]:
+        """See PodRuntime."""
+        return {name.partition("/")[0] for name in self._states} | self._sandboxes.keys()
+
+    async def make_sandbox(self, pod: Pod) -> SandboxView:
+        """See PodRuntime."""
         attempts = [0]
         for one in await self.cri.list_sandboxes({POD_UID: pod.uid}):
             attempts.append(one.metadata.attempt + 1 if one.metadata else 0)
             await self.cri.remove_sandbox(one.id)
         (self._logs / pod.uid).mkdir(parents=True, exist_ok=True)
-        sandbox_id = await self.cri.run_sandbox(self._sandbox_config(pod, max(attempts)))
-        [made] = [one for one in await self.cri.list_sandboxes({POD_UID: pod.uid}) if one.id == sandbox_id]
-        return await self._read_sandbox(pod.uid, made)
+
+        async def make() -> SandboxView:
+            sandbox_id = await self.cri.run_sandbox(self._sandbox_config(pod, max(attempts)))
+            self._sandboxes[pod.uid] = CriSandbox(sandbox_id, SandboxView("", (), ready=False))
+            [made] = [
+                one for one in await self.cri.list_sandboxes({POD_UID: pod.uid}) if one.id == sandbox_id
+            ]
+            self._sandboxes[pod.uid] = await self._read_sandbox(made)
+            return self._sandboxes[pod.uid].view
+
+        return await finish(make())
 
     async def remove_sandbox(self, uid: str) -> None:
-        """End the pod's containers, detach and remove everything of it. Raises CriError."""
+        """See PodRuntime. Its containers go with it."""
         for one in await self.cri.list_sandboxes({POD_UID: uid}):
-            await self.cri.remove_sandbox(one.id)
+            await finish(self.cri.remove_sandbox(one.id))
+        self._sandboxes.pop(uid, None)
         for name in self.of_pod(uid):
             self._forget(name)
 
-    async def _read_sandbox(self, uid: str, sandbox: PodSandbox) -> CriSandbox:
-        status = (await self.cri.sandbox_status(sandbox.id)).status
-        network = status.network if status else None
+    async def _read_sandbox(self, sandbox: PodSandbox) -> CriSandbox:
+        response = await self.cri.sandbox_status(sandbox.id)
+        network = response.status.network if response.status else None
         texts = [network.ip, *(one.ip for one in network.additional_ips)] if network else []
         addresses = sorted((ip_address(text) for text in texts if text), key=lambda a: a.version)
-        return CriSandbox(uid, sandbox.id, tuple(addresses), sandbox.state is SandboxState.READY)
+        ready = sandbox.state is SandboxState.READY
+        return CriSandbox(sandbox.id, SandboxView(_read_netns(response), addresses, ready))
 
     def _sandbox_config(self, pod: Pod, attempt: int) -> PodSandboxConfig:
         return make_sandbox_config(
@@ -133,15 +154,32 @@ class CriRuntime:
 
     # ---- containers ----
 
-    async def has_image(self, container: Json) -> bool:
-        """Whether the container's image is in the store. Raises CriError."""
-        return await self.cri.find_image(str(container.get("image") or "")) is not None
+    async def can_run(
+        self,
+        container: Json,
+        environment: Mapping[str, str],  # noqa: ARG002  - the image says it all
+    ) -> bool:
+        """See PodRuntime: whether the image is in the store."""
+        image = str(container.get("image") or "")
+        if await self.cri.find_image(image) is not None:
+            return True
+        if container.get("imagePullPolicy") == "Never":
+            what = f'Container image "{image}" is not present with pull policy of Never'
+            raise ImageError("ErrImageNeverPull", what, remedy=LOAD)
+        if not self._stand_in:
+            what = f'image "{image}" is not in the store, and a lab has no registry'
+            raise ImageError("ErrImagePull", what, remedy=LOAD)
+        return False
 
-    async def start(self, pod: Pod, sandbox: CriSandbox, order: ContainerOrder) -> ProcessState:
-        """Make and run a container. Raises CriError, after which nothing is left of it."""
+    async def start(self, pod: Pod, order: ContainerOrder) -> ProcessState:
+        """See PodRuntime. Leaves nothing of a container that cannot be started."""
+        return await finish(self._start(pod, order))
+
+    async def _start(self, pod: Pod, order: ContainerOrder) -> ProcessState:
         name = process_name(pod.uid, str(order.container["name"]), order.attempt)
-        (self._logs / pod.uid / order.log).parent.mkdir(parents=True, exist_ok=True)
-        config = make_container_config(pod, order)
+        order.log.parent.mkdir(parents=True, exist_ok=True)
+        config = make_container_config(pod, order, str(order.log.relative_to(self._logs / pod.uid)))
+        sandbox = self._sandboxes[pod.uid]
         container_id = await self.cri.create_container(sandbox.id, config, self._sandbox_config(pod, 0))
         # It may have ended before the answer comes.
         self._ids[name] = container_id
@@ -155,28 +193,55 @@ class CriRuntime:
         return await self._read_state(name)
 
     async def wait(self, name: str) -> ProcessState:
-        """The process once it has ended."""
+        """See PodRuntime."""
         while (state := self._states[name]).code is None:
             await self._ended.setdefault(name, asyncio.Event()).wait()
         return state
 
     async def stop(self, name: str, grace_s: float) -> ProcessState:
-        """SIGTERM, SIGKILL after the grace; the process once it has ended. Raises CriError."""
+        """See PodRuntime."""
         await self.cri.stop_container(self._ids[name], math.ceil(grace_s))
         return await self._read_state(name)
 
-    async def execute(self, name: str, command: Collection[str], timeout_s: float) -> int:
-        """The exit status of a command in the container. Raises CriError."""
+    async def execute(
+        self,
+        name: str,
+        command: Sequence[str],
+        environment: Mapping[str, str],  # noqa: ARG002  - the container's own is used
+        timeout_s: float,
+    ) -> int:
+        """See PodRuntime. The environment is the container's own."""
         return (await self.cri.exec_sync(self._ids[name], command, math.ceil(timeout_s))).exit_code
 
+    async def open_command(
+        self,
+        name: str,
+        command: Sequence[str],
+        environment: Mapping[str, str],  # noqa: ARG002  - the container's own is used
+        *,
+        stdin: bool,
+        tty: bool,
+    ) -> Console:
+        """See PodRuntime."""
+        request = ExecRequest(self._ids[name], tuple(command), tty=tty, stdin=stdin, stderr=not tty)
+        url = await self.cri.exec_url(request)
+        return await RemoteConsole.open(url, self._netns_fd, stdin=stdin, tty=tty)
+
+    async def attach(self, name: str, order: ContainerOrder, *, stdin: bool) -> Console:
+        """See PodRuntime."""
+        tty = bool(order.container.get("tty"))
+        stdin = stdin and bool(order.container.get("stdin"))
+        url = await self.cri.attach_url(AttachRequest(self._ids[name], stdin=stdin, tty=tty, stderr=not tty))
+        return await RemoteConsole.open(url, self._netns_fd, stdin=stdin, tty=tty)
+
     async def forget(self, name: str) -> None:
-        """Remove a container that has ended. Raises CriError."""
+        """See PodRuntime."""
         if name in self._ids:
             await self.cri.remove_container(self._ids[name])
             self._forget(name)
 
-    def find(self, uid: str, container: str) -> dict[int, ProcessState]:
-        """The containers of a name by attempt."""
+    def find(self, uid: str, container: str) -> Mapping[int, ProcessState]:
+        """See PodRuntime."""
         prefix = f"{uid}/{container}/"
         return {
             int(name.rpartition("/")[2]): state
@@ -184,17 +249,17 @@ class CriRuntime:
             if name.startswith(prefix)
         }
 
-    def container_id(self, name: str) -> str:
-        """What the runtime calls it. Raises KeyError."""
-        return self._ids[name]
-
-    def of_pod(self, uid: str) -> list[str]:
-        """Names of all containers of a pod."""
+    def of_pod(self, uid: str) -> Sequence[str]:
+        """See PodRuntime."""
         return [name for name in self._states if name.startswith(f"{uid}/")]
 
-    def pods(self) -> set[str]:
-        """The uids of pods that have containers."""
-        return {name.partition("/")[0] for name in self._states}
+    def reference(self, name: str) -> str:
+        """See PodRuntime."""
+        return f"containerd://{self._ids[name]}"
+
+    def container_id(self, name: str) -> str:
+        """What the runtime calls a container. Raises KeyError."""
+        return self._ids[name]
 
     def _forget(self, name: str) -> None:
         for known in (self._ids, self._states, self._ended):
@@ -260,14 +325,20 @@ def read_state(name: str, response: ContainerStatusResponse) -> ProcessState:
     except (KeyError, TypeError, ValueError):
         pid = 0
     ended = status.state in {ContainerState.EXITED, ContainerState.UNKNOWN}
-    return ProcessState(
-        name,
-        pid,
-        0,
-        (status.started_at or status.created_at) / 1e9,
-        status.exit_code if ended else None,
-        status.finished_at / 1e9 if ended else 0,
-    )
+    since = (status.started_at or status.created_at) / 1e9
+    # A process that ends at once may have been seen to end before it was seen to run.
+    finished = max(since, status.finished_at / 1e9) if ended else 0
+    return ProcessState(name, pid, 0, since, status.exit_code if ended else None, finished)
+
+
+def _read_netns(response: PodSandboxStatusResponse) -> str:
+    """The path of a sandbox's network namespace, "" where it is the node's."""
+    try:
+        info = msgspec.json.decode(response.info["info"])
+        namespaces = info["runtimeSpec"]["linux"]["namespaces"]
+    except (KeyError, TypeError, ValueError):
+        return ""
+    return next((str(one.get("path") or "") for one in namespaces if one["type"] == "network"), "")
 
 
 def _name(container: Container) -> str:

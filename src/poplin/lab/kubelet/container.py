@@ -3,21 +3,17 @@
 import asyncio
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
 from enum import Enum, auto
-from pathlib import Path
 from typing import Final, Protocol
 
-import msgspec
-
-from poplin.lab.container import DEFAULT_PATH, ContainerSpec, EchoPort
+from poplin.lab.container import DEFAULT_PATH
 from poplin.lab.controllers.object import Json
-from poplin.lab.enter import enter_options
 from poplin.lab.kubelet.document import Pod
 from poplin.lab.kubelet.probe import Target, Verdict, ask, read_schedule
-from poplin.lab.kubelet.processes import Processes, process_name
+from poplin.lab.kubelet.runtime import ContainerOrder, ImageError, PodRuntime
 from poplin.lab.kubelet.status import ContainerView, Running, Terminated, Waiting, read_terminated
 from poplin.lab.message import ProcessState
 from poplin.model.errors import PoplinError
@@ -42,7 +38,7 @@ class Surroundings(Protocol):
     """What a container needs of its pod."""
 
     pod: Pod
-    processes: Processes
+    runtime: PodRuntime
 
     def changed(self) -> None:
         """A view is another."""
@@ -56,8 +52,10 @@ class Surroundings(Protocol):
         """The container's variables. Raises PoplinError."""
         ...
 
-    def make_spec(self, name: str, attempt: int) -> ContainerSpec:
-        """Where the container runs."""
+    async def make_order(
+        self, container: Json, attempt: int, environment: Mapping[str, str]
+    ) -> ContainerOrder:
+        """The container with all that it mounts. Raises PoplinError."""
         ...
 
     def probe_from(self) -> tuple[int, IPAddress]:
@@ -66,22 +64,15 @@ class Surroundings(Protocol):
 
 
 class Container:
-    """A container and its view. `spec` is the API's; `find_arguments` decides what of it can be run.
+    """A container and its view. `spec` is the API's.
 
     `up` is set once its startup probe, or its start where it has none, has gone well.
     """
 
-    def __init__(
-        self,
-        pod: Surroundings,
-        spec: Json,
-        role: Role,
-        find_arguments: Callable[[Json, dict[str, str]], tuple[str, ...]],
-    ) -> None:
+    def __init__(self, pod: Surroundings, spec: Json, role: Role) -> None:
         self._pod = pod
         self._spec = spec
         self._role = role
-        self._find_arguments = find_arguments
         self._environment: dict[str, str] = {}
         self._attempt = 0
         self.up = asyncio.Event()
@@ -106,17 +97,22 @@ class Container:
     @property
     def process(self) -> ProcessState | None:
         """The process, while it runs."""
-        state = self._pod.processes.find(self._pod.pod.uid, self.name).get(self._attempt)
+        state = self._pod.runtime.find(self._pod.pod.uid, self.name).get(self._attempt)
         return state if state is not None and state.code is None else None
 
     @property
     def environment(self) -> dict[str, str]:
         """What a command run beside the process gets."""
-        return {"PATH": DEFAULT_PATH, "HOSTNAME": self._pod.pod.hostname, "HOME": "/root", **self._environment}
+        return {
+            "PATH": DEFAULT_PATH,
+            "HOSTNAME": self._pod.pod.hostname,
+            "HOME": "/root",
+            **self._environment,
+        }
 
     def restore(self, *, sandbox_stood: bool) -> bool:
         """Take up what an earlier kubelet left; tell whether the container has ended for good."""
-        found = self._pod.processes.find(self._pod.pod.uid, self.name)
+        found = self._pod.runtime.find(self._pod.pod.uid, self.name)
         told = self._pod.pod.statuses().get(self.name)
         if told is not None:
             self.view = replace(self.view, last=read_terminated(told.get("lastState") or {}))
@@ -161,20 +157,17 @@ class Container:
 
     async def stop(self, grace_s: float) -> None:
         """End the process, if there is one: preStop, SIGTERM, after the grace SIGKILL. Nobody restarts it."""
-        found = self._pod.processes.find(self._pod.pod.uid, self.name)
+        found = self._pod.runtime.find(self._pod.pod.uid, self.name)
         # The latest, which may be an earlier kubelet's.
         state = found[max(found)] if found else None
         if state is None or state.code is not None:
             return
-        name = state.id
-        deadline = asyncio.get_running_loop().time() + grace_s
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + grace_s
         with suppress(TimeoutError):
             async with asyncio.timeout_at(deadline):
                 await self._run_pre_stop(state)
-                await self._pod.processes.kill(name, signal.SIGTERM)
-                await self._pod.processes.wait(name)
-        await self._pod.processes.kill(name, signal.SIGKILL)
-        self._end(await self._pod.processes.wait(name))
+        self._end(await self._pod.runtime.stop(state.id, max(0.0, deadline - loop.time())))
 
     def _set(self, **fields: object) -> None:
         view = replace(self.view, **fields)  # type: ignore[arg-type]  # a view's own fields
@@ -196,7 +189,7 @@ class Container:
 
     async def _find_or_start(self) -> ProcessState | None:
         """The process of this attempt, None where there is none to wait for."""
-        found = self._pod.processes.find(self._pod.pod.uid, self.name).get(self._attempt)
+        found = self._pod.runtime.find(self._pod.pod.uid, self.name).get(self._attempt)
         try:
             self._environment = await self._pod.environment(self._spec)
             if found is not None:
@@ -204,36 +197,22 @@ class Container:
             return await self._start()
         except PoplinError as error:
             if isinstance(self.view.state, Waiting):
-                self._set(state=Waiting("CreateContainerError", error.what))
-            self._pod.tell("Failed", f"container {self.name}: {error.what}", warning=True)
+                reason = error.reason if isinstance(error, ImageError) else "CreateContainerError"
+                self._set(state=Waiting(reason, str(error)))
+            self._pod.tell("Failed", f"container {self.name}: {error}", warning=True)
             return None
 
     async def _start(self) -> ProcessState | None:
-        arguments = self._find_arguments(self._spec, self._environment)
-        if not arguments:
+        here = await self._pod.runtime.can_run(self._spec, self._environment)
+        if not here:
             ends = self._role is Role.INIT or self._pod.pod.is_of_job()
             self._tell_of_echo(ends=ends)
             if ends:
                 now = time.time()
                 self._set(state=Terminated(0, now, now, "its image is not here: nothing was run"))
                 return None
-        ports = [
-            EchoPort(int(port["containerPort"]), str(port.get("protocol") or "TCP"))
-            for port in self._spec.get("ports") or ()
-        ]
-        spec = self._pod.make_spec(self.name, self._attempt)
-        spec = msgspec.structs.replace(
-            spec,
-            arguments=arguments,
-            environment=self._environment,
-            directory=str(self._spec.get("workingDir") or ""),
-            ports=() if arguments else tuple(ports),
-            tty=bool(self._spec.get("tty")),
-            stdin=bool(self._spec.get("stdin")),
-        )
-        Path(spec.log).parent.mkdir(parents=True, exist_ok=True)
-        name = process_name(self._pod.pod.uid, self.name, self._attempt)
-        state = await self._pod.processes.start(name, spec)
+        order = await self._pod.make_order(self._spec, self._attempt, self._environment)
+        state = await self._pod.runtime.start(self._pod.pod, replace(order, stand_in=not here))
         self._pod.tell("Started", f"Started container {self.name}")
         return state
 
@@ -253,11 +232,11 @@ class Container:
             state=Running(state.since),
             started="startupProbe" not in self._spec,
             ready=not {"startupProbe", "readinessProbe"} & self._spec.keys(),
-            process=state.id,
+            process=self._pod.runtime.reference(state.id),
         )
         probing = asyncio.create_task(self._probe(state), name=f"probes of {state.id}")
         try:
-            ended = await self._pod.processes.wait(state.id)
+            ended = await self._pod.runtime.wait(state.id)
         finally:
             probing.cancel()
             with suppress(asyncio.CancelledError):
@@ -306,34 +285,18 @@ class Container:
         grace_s = self._spec[kind].get("terminationGracePeriodSeconds")
         if grace_s is None:
             grace_s = self._pod.pod.spec.get("terminationGracePeriodSeconds", 30)
-        await self._pod.processes.kill(state.id, signal.SIGTERM)
         # The process' end cancels this.
-        await asyncio.sleep(grace_s)
-        await self._pod.processes.kill(state.id, signal.SIGKILL)
+        await self._pod.runtime.stop(state.id, grace_s)
 
     def _target(self, state: ProcessState) -> Target:
         netns_fd, address = self._pod.probe_from()
         named = {p["name"]: int(p["containerPort"]) for p in self._spec.get("ports") or () if p.get("name")}
-        return Target(netns_fd, address, named, lambda command: self._execute(state, command))
+        runtime, environment = self._pod.runtime, self.environment
 
-    async def _execute(self, state: ProcessState, command: list[str]) -> int:
-        """The exit status of a command run inside the container."""
-        process = await asyncio.create_subprocess_exec(
-            "nsenter",
-            *enter_options(state.pid),
-            "--",
-            *command,
-            env=self.environment,
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.DEVNULL,
-            stderr=asyncio.subprocess.DEVNULL,
-        )
-        try:
-            return await process.wait()
-        finally:
-            if process.returncode is None:
-                process.kill()
-                await process.wait()
+        async def execute(command: list[str]) -> int:
+            return await runtime.execute(state.id, command, environment, EXEC_TIMEOUT_S)
+
+        return Target(netns_fd, address, named, execute)
 
     async def _run_pre_stop(self, state: ProcessState) -> None:
         hook = (self._spec.get("lifecycle") or {}).get("preStop") or {}

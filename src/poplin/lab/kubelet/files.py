@@ -1,12 +1,14 @@
-"""The files that a container gets of its pod: /etc/hosts, /etc/hostname, /etc/resolv.conf. Pure.
+"""The files that a container gets of its pod: /etc/hosts, /etc/hostname, /etc/resolv.conf.
 
 Source: Kubernetes documentation, "DNS for Services and Pods" and "Adding entries to Pod /etc/hosts".
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Final
 
 from poplin.lab.addressing import Addressing
+from poplin.lab.container import Binding
 from poplin.lab.kubelet.document import Pod
 from poplin.model.kernel import IPAddress
 
@@ -22,6 +24,18 @@ def make_files(pod: Pod, addresses: Sequence[IPAddress], addressing: Addressing)
     if resolver is not None:
         files["/etc/resolv.conf"] = resolver
     return files
+
+
+def write_files(directory: Path, files: Mapping[str, str]) -> list[Binding]:
+    """Write the files below a directory, and say what a container mounts of it."""
+    directory.mkdir(parents=True, exist_ok=True)
+    bindings = []
+    for path, content in files.items():
+        source = directory / Path(path).name
+        if not source.exists() or source.read_text() != content:
+            source.write_text(content)
+        bindings.append(Binding(str(source), path))
+    return bindings
 
 
 def make_hosts(pod: Pod, addresses: Sequence[IPAddress]) -> str:

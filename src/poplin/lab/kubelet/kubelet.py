@@ -5,25 +5,28 @@ import logging
 import os
 from collections.abc import Sequence
 from contextlib import AsyncExitStack, aclosing, suppress
-from typing import Final, Self
+from typing import Self
 
 from poplin.dataplane.netns import NAMED, open_netns
 from poplin.datastore.client import ApiClient
 from poplin.datastore.kubernetes import KubernetesSource
 from poplin.datastore.source import Deleted, Put, Replaced, Unavailable
+from poplin.lab.cri.client import Cri
+from poplin.lab.cri.containerd import node_containerd
+from poplin.lab.cri.runtime import CriRuntime
 from poplin.lab.directory import Directory
 from poplin.lab.kubelet.document import PODS, Pod
 from poplin.lab.kubelet.node import NodeAgent
 from poplin.lab.kubelet.place import NodePlace
 from poplin.lab.kubelet.pod import PodWorker, Services
+from poplin.lab.kubelet.process import ProcessRuntime
 from poplin.lab.kubelet.processes import Processes
-from poplin.lab.kubelet.sandbox import Sandbox, read_sandboxes, remove_sandbox
-from poplin.lab.settings import Settings
+from poplin.lab.kubelet.runtime import PodRuntime
+from poplin.lab.kubelet.sandbox import read_sandboxes
+from poplin.lab.settings import MissingImage, Runtime, Settings
 from poplin.model.errors import PoplinError
 
 log = logging.getLogger(__name__)
-
-SIGKILL: Final = 9
 
 
 class Kubelet:
@@ -40,14 +43,15 @@ class Kubelet:
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._uids: dict[tuple[str, str], str] = {}
         self._nodes: dict[str, NodeAgent] = {}
-        self._sandboxes: dict[str, Sandbox] = {}
+        self._runtimes: dict[str, PodRuntime] = {}
 
     async def __aenter__(self) -> Self:
         await self._stack.enter_async_context(self._processes)
         for place in make_places(self._directory, self._settings):
             self._stack.callback(os.close, place.netns_fd)
-            self._nodes[place.name] = NodeAgent(place, self._client)
-        self._sandboxes = read_sandboxes(self._directory)
+            runtime = await self._make_runtime(place)
+            self._runtimes[place.name] = runtime
+            self._nodes[place.name] = NodeAgent(place, self._client, runtime.version)
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -59,6 +63,25 @@ class Kubelet:
     def find(self, namespace: str, name: str) -> PodWorker | None:
         """The worker of a pod that is on a node of ours."""
         return self._workers.get(self._uids.get((namespace, name), ""))
+
+    async def _make_runtime(self, place: NodePlace) -> PodRuntime:
+        if self._settings.runtime is Runtime.CONTAINERD:
+            containerd = node_containerd(self._directory, place.name)
+            cri = await self._stack.enter_async_context(Cri(containerd.address))
+            logs, cgroup = self._directory.pods, containerd.cgroup
+            return await self._stack.enter_async_context(
+                CriRuntime(
+                    cri,
+                    place.netns_fd,
+                    logs=logs,
+                    cgroup=cgroup,
+                    stand_in=self._settings.missing_image is MissingImage.ECHO,
+                )
+            )
+        sandboxes = {
+            uid: one for uid, one in read_sandboxes(self._directory).items() if one.node == place.name
+        }
+        return ProcessRuntime(self._directory, place, self._processes, sandboxes)
 
     async def run(self) -> None:
         """Serve until cancelled."""
@@ -101,8 +124,9 @@ class Kubelet:
         if worker is not None:
             worker.update(pod)
             return
-        services = Services(self._directory, self._settings, self._source, self._processes)
-        worker = PodWorker(pod, self._nodes[pod.node_name], services, self._sandboxes.pop(pod.uid, None))
+        runtime = self._runtimes[pod.node_name]
+        services = Services(self._directory, self._settings, self._source, runtime)
+        worker = PodWorker(pod, self._nodes[pod.node_name], services)
         self._workers[pod.uid] = worker
         task = asyncio.create_task(self._attend(worker, pod.uid), name=f"pod {pod.namespace}/{pod.name}")
         self._tasks[pod.uid] = task
@@ -122,17 +146,13 @@ class Kubelet:
 
     async def _remove_orphans(self) -> None:
         """End what belongs to pods that were deleted while no kubelet was there."""
-        for uid in self._processes.pods() - self._workers.keys():
-            for name in self._processes.of_pod(uid):
-                await self._processes.kill(name, SIGKILL)
-                await self._processes.wait(name)
-                await self._processes.forget(name)
-        for sandbox in self._sandboxes.values():
-            if sandbox.node in self._nodes:
-                place = self._nodes[sandbox.node].place
+        for runtime in self._runtimes.values():
+            for uid in set(runtime.pods()) - self._workers.keys():
                 with suppress(PoplinError):
-                    await asyncio.to_thread(remove_sandbox, self._directory, place, sandbox)
-        self._sandboxes.clear()
+                    for name in runtime.of_pod(uid):
+                        await runtime.stop(name, 0)
+                        await runtime.forget(name)
+                    await runtime.remove_sandbox(uid)
 
 
 def make_places(directory: Directory, settings: Settings) -> list[NodePlace]:

@@ -36,8 +36,9 @@ CONDITIONS: Final = (
 class NodeAgent:
     """Keeps one node in the API. `ready` is set while its CNI configuration is there."""
 
-    def __init__(self, place: NodePlace, client: ApiClient) -> None:
+    def __init__(self, place: NodePlace, client: ApiClient, runtime: str) -> None:
         self.place = place
+        self._runtime = runtime
         self.ready = asyncio.Event()
         self._client = client
         self._registered = False
@@ -85,7 +86,7 @@ class NodeAgent:
     async def _tell(self, *, ready: bool) -> None:
         if ready != self._told_ready:
             self._since = datetime.now(UTC)
-        status = node_status(self.place, ready=ready, since=self._since, now=datetime.now(UTC))
+        status = node_status(self.place, self._runtime, ready=ready, since=self._since, now=datetime.now(UTC))
         path = NODES.path(name=self.place.name, subresource="status")
         await self._client.request("PATCH", path, body={"status": status}, content_type=STRATEGIC_MERGE)
 
@@ -115,7 +116,7 @@ class NodeAgent:
                 raise
 
 
-def node_status(place: NodePlace, *, ready: bool, since: datetime, now: datetime) -> Json:
+def node_status(place: NodePlace, runtime: str, *, ready: bool, since: datetime, now: datetime) -> Json:
     """The status that a kubelet reports, as a strategic merge (API reference, "NodeStatus")."""
     word = (
         ("KubeletReady", "kubelet is posting ready status")
@@ -151,7 +152,7 @@ def node_status(place: NodePlace, *, ready: bool, since: datetime, now: datetime
         "nodeInfo": {
             "architecture": _architecture(),
             "bootID": "",
-            "containerRuntimeVersion": f"poplin-lab://{__version__}",
+            "containerRuntimeVersion": runtime,
             "kernelVersion": platform.release(),
             "kubeProxyVersion": "",
             "kubeletVersion": f"v{__version__}-poplin-lab",

@@ -5,7 +5,7 @@ import base64
 import itertools
 import logging
 import shutil
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -17,17 +17,16 @@ import msgspec
 from poplin.datastore.client import JSON_MERGE, RefusedError
 from poplin.datastore.kubernetes import KubernetesSource
 from poplin.datastore.parse import InvalidObjectError, parse_object
-from poplin.lab.container import ContainerSpec
 from poplin.lab.controllers.object import Json
 from poplin.lab.directory import Directory
-from poplin.lab.kubelet.command import find_arguments, make_environment, references
+from poplin.lab.kubelet.command import make_environment, references
 from poplin.lab.kubelet.container import Container, Role
 from poplin.lab.kubelet.document import PODS, Pod
-from poplin.lab.kubelet.files import make_files
+from poplin.lab.kubelet.files import make_files, write_files
 from poplin.lab.kubelet.node import NodeAgent
-from poplin.lab.kubelet.processes import Processes, finish
-from poplin.lab.kubelet.sandbox import Sandbox, make_sandbox, remove_sandbox, stands
+from poplin.lab.kubelet.runtime import ContainerOrder, PodRuntime
 from poplin.lab.kubelet.status import make_status
+from poplin.lab.kubelet.volumes import Volumes, complete
 from poplin.lab.settings import Settings
 from poplin.model.cluster import ObjectReference
 from poplin.model.errors import PoplinError
@@ -43,32 +42,33 @@ COALESCE_S: Final = 0.02
 
 @dataclass(frozen=True, slots=True)
 class Services:
-    """What all pods of a kubelet share."""
+    """What all pods of a node share."""
 
     directory: Directory
     settings: Settings
     source: KubernetesSource
-    processes: Processes
+    runtime: PodRuntime
 
 
 class PodWorker:
     """Looks after one pod; `run` returns when the pod is gone from the node and from the API."""
 
-    def __init__(self, pod: Pod, node: NodeAgent, services: Services, sandbox: Sandbox | None) -> None:
+    def __init__(self, pod: Pod, node: NodeAgent, services: Services) -> None:
         self.pod = pod
-        self.processes = services.processes
+        self.runtime = services.runtime
         self._node = node
         self._services = services
-        self._sandbox = sandbox
-        self._addresses: list[IPAddress] = sandbox.addresses() if sandbox is not None else []
+        self._sandbox = services.runtime.sandbox(pod.uid)
+        self._addresses: Sequence[IPAddress] = self._sandbox.addresses if self._sandbox else ()
         self._attached = False
         self._deletion = asyncio.Event()
         self._removed = False
         self._restored = False
         self._changed = asyncio.Event()
         self._events: set[asyncio.Task[None]] = set()
-        self._init = [Container(self, c, _init_role(c), find_arguments) for c in pod.init_containers()]
-        self._main = [Container(self, c, Role.MAIN, find_arguments) for c in pod.containers()]
+        whole = complete(pod)
+        self._init = [Container(self, c, _init_role(c)) for c in whole.init_containers()]
+        self._main = [Container(self, c, Role.MAIN) for c in whole.containers()]
         self.update(pod)
 
     def update(self, pod: Pod) -> None:
@@ -130,23 +130,32 @@ class PodWorker:
     async def environment(self, container: Json) -> dict[str, str]:
         """See Surroundings."""
         known = {wanted: await self._read_data(*wanted) for wanted in references(container)}
+
+        def look_up(kind: str, name: str) -> dict[str, str] | None:
+            data = known[kind, name]
+            return (
+                None if data is None else {key: value.decode(errors="replace") for key, value in data.items()}
+            )
+
         return make_environment(
-            self.pod,
-            container,
-            self._addresses,
-            list(self._node.place.addresses),
-            lambda kind, name: known[kind, name],
+            self.pod, container, list(self._addresses), list(self._node.place.addresses), look_up
         )
 
-    def make_spec(self, name: str, attempt: int) -> ContainerSpec:
+    async def make_order(
+        self, container: Json, attempt: int, environment: Mapping[str, str]
+    ) -> ContainerOrder:
         """See Surroundings."""
-        directory, place = self._services.directory, self._node.place
-        return ContainerSpec(
-            netns=self._sandbox.netns if self._sandbox else place.netns,
-            hostname=place.name if self.pod.host_network else self.pod.hostname,
-            log=str(self.log_directory(name) / f"{attempt}.log"),
-            scratch=str(directory.scratch),
-            files=make_files(self.pod, self._addresses, self._services.settings.addressing),
+        directory = self._services.directory.pods / self.pod.uid
+        pod = complete(self.pod)
+        volumes = Volumes(pod, directory / "volumes", self._addresses, self._node.place.addresses)
+        await volumes.prepare(self._read_data, self._issue_token)
+        files = make_files(self.pod, self._addresses, self._services.settings.addressing)
+        return ContainerOrder(
+            container,
+            attempt,
+            environment,
+            [*write_files(directory / "files", files), *volumes.bindings(container, environment)],
+            self.log_directory(container["name"]) / f"{attempt}.log",
         )
 
     def probe_from(self) -> tuple[int, IPAddress]:
@@ -165,7 +174,7 @@ class PodWorker:
         if self.pod.finished:
             await self._persist(self._remove_sandbox)
             return
-        stood = self.pod.host_network or (self._sandbox is not None and stands(self._sandbox))
+        stood = self.pod.host_network or (self._sandbox is not None and self._sandbox.ready)
         done = {c.name for c in (*self._init, *self._main) if c.restore(sandbox_stood=stood)}
         self._restored = True
         self.changed()
@@ -204,33 +213,23 @@ class PodWorker:
 
     async def _attach(self) -> None:
         """Give the pod its network, if it has none yet."""
-        if self.pod.host_network:
-            self._addresses = list(self._node.place.addresses)
-        else:
-            await self._persist(self._make_sandbox)
-            assert self._sandbox is not None  # noqa: S101  - just made
-            self._addresses = self._sandbox.addresses()
+        await self._persist(self._make_sandbox)
+        assert self._sandbox is not None  # noqa: S101  - just made
+        host = self.pod.host_network
+        self._addresses = self._node.place.addresses if host else self._sandbox.addresses
         self._attached = True
         self.changed()
 
     async def _make_sandbox(self) -> None:
-        if self._sandbox is not None and stands(self._sandbox):
+        if self._sandbox is not None and self._sandbox.ready:
             return
-        await self._remove_sandbox()
-        await self._node.ready.wait()
-
-        async def make() -> None:
-            self._sandbox = await asyncio.to_thread(
-                make_sandbox, self._services.directory, self._node.place, self.pod
-            )
-
-        await finish(make())
+        if not self.pod.host_network:
+            await self._node.ready.wait()
+        self._sandbox = await self.runtime.make_sandbox(self.pod)
 
     async def _remove_sandbox(self) -> None:
-        if self._sandbox is not None:
-            directory, place = self._services.directory, self._node.place
-            await finish(asyncio.to_thread(remove_sandbox, directory, place, self._sandbox))
-            self._sandbox = None
+        await self.runtime.remove_sandbox(self.pod.uid)
+        self._sandbox = None
 
     async def _detach(self) -> None:
         await self._persist(self._remove_sandbox)
@@ -249,8 +248,8 @@ class PodWorker:
         for container in reversed(self._init):
             await container.stop(grace_s)
         await self._detach()
-        for name in self.processes.of_pod(self.pod.uid):
-            await self.processes.forget(name)
+        for name in self.runtime.of_pod(self.pod.uid):
+            await self.runtime.forget(name)
         shutil.rmtree(self._services.directory.pods / self.pod.uid, ignore_errors=True)
         await self._persist(self._delete_object)
 
@@ -320,8 +319,8 @@ class PodWorker:
             if not isinstance(stored, InvalidObjectError) and stored.version > self.pod.version:
                 self.update(stored)
 
-    async def _read_data(self, kind: str, name: str) -> Mapping[str, str] | None:
-        """The data of a ConfigMap or Secret as text, None where there is none of the name."""
+    async def _read_data(self, kind: str, name: str) -> Mapping[str, bytes] | None:
+        """The data of a ConfigMap or Secret, None where there is none of the name."""
         path = f"/api/v1/namespaces/{self.pod.namespace}/{kind}/{name}"
         try:
             body = await self._services.source.client.request("GET", path)
@@ -329,10 +328,30 @@ class PodWorker:
             if error.status == 404:
                 return None
             raise
-        data: dict[str, str] = msgspec.json.decode(body, type=dict).get("data") or {}
+        found = msgspec.json.decode(body, type=_Data)
         if kind == "configmaps":
-            return data
-        return {key: base64.b64decode(value).decode(errors="replace") for key, value in data.items()}
+            plain = {key: value.encode() for key, value in (found.data or {}).items()}
+            return plain | {key: base64.b64decode(value) for key, value in (found.binary_data or {}).items()}
+        return {key: base64.b64decode(value) for key, value in (found.data or {}).items()}
+
+    async def _issue_token(self, audience: str, lifetime_s: int) -> str:
+        """A token of the pod's service account."""
+        account = self.pod.spec.get("serviceAccountName") or "default"
+        path = f"/api/v1/namespaces/{self.pod.namespace}/serviceaccounts/{account}/token"
+        reference = {"kind": "Pod", "apiVersion": "v1", "name": self.pod.name, "uid": self.pod.uid}
+        spec: Json = {"expirationSeconds": lifetime_s, "boundObjectRef": reference}
+        if audience:
+            spec["audiences"] = [audience]
+        body = {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": spec}
+        answer = await self._services.source.client.request("POST", path, body=body)
+        return str(msgspec.json.decode(answer)["status"]["token"])
+
+
+class _Data(msgspec.Struct, rename="camel"):
+    """Of a ConfigMap or a Secret."""
+
+    data: dict[str, str] | None = None
+    binary_data: dict[str, str] | None = None
 
 
 def _init_role(container: Json) -> Role:

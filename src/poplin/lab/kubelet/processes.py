@@ -74,6 +74,10 @@ class Processes:
             self._ends.pop(name, None)
             await self._runtime.forget(name)
 
+    def get(self, name: str) -> ProcessState:
+        """A process. Raises KeyError for one that is not known."""
+        return self._states[name]
+
     def find(self, uid: str, container: str) -> dict[int, ProcessState]:
         """The processes of a container by attempt."""
         prefix = f"{uid}/{container}/"

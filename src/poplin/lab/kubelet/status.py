@@ -45,7 +45,7 @@ State = Waiting | Running | Terminated
 class ContainerView:
     """One container. `last` is how it ended before; `started` whether its startup probe has passed.
 
-    `process` names its latest process, "" before the first. `sidecar` is an init container that goes on running.
+    `process` is its latest process as the API has it ("NAME://ID"), "" before the first. `sidecar` is an init container that goes on running.
     """
 
     name: str
@@ -171,7 +171,7 @@ def describe_container(view: ContainerView) -> Json:
         "lastState": _describe_state(view.last) if view.last else {},
     }
     if view.process:
-        described["containerID"] = f"poplin://{view.process}"
+        described["containerID"] = view.process
     return described
 
 

@@ -13,6 +13,7 @@ from typing import Final
 
 import msgspec
 
+from poplin.lab.container import Binding
 from poplin.lab.controllers.object import Json
 from poplin.lab.kubelet.command import expand, read_field
 from poplin.lab.kubelet.document import Pod
@@ -36,15 +37,6 @@ class File:
 
     content: bytes
     mode: int
-
-
-@dataclass(frozen=True, slots=True)
-class Binding:
-    """A file or directory of the node that a container sees at `target`."""
-
-    source: str
-    target: str
-    read_only: bool = False
 
 
 def complete(pod: Pod) -> Pod:

@@ -1,7 +1,10 @@
 """A pod's spec in the runtime's terms."""
 
+from pathlib import Path
+
 import pytest
 
+from poplin.lab.container import Binding
 from poplin.lab.cri.message import (
     Capability,
     Int64Value,
@@ -14,12 +17,11 @@ from poplin.lab.cri.message import (
 )
 from poplin.lab.cri.pod import (
     MASKED,
-    ContainerOrder,
     make_container_config,
     make_resources,
     make_sandbox_config,
 )
-from poplin.lab.kubelet.volumes import Binding
+from poplin.lab.kubelet.runtime import ContainerOrder
 from unit.lab.pods import make_pod
 
 
@@ -31,8 +33,8 @@ def config(container, stand_in=False, **spec):
     given = {"name": "main", "image": "app:1", **container}
     environment = {"WHO": "world"}
     bindings = [Binding("/node/x", "/x", read_only=True)]
-    order = ContainerOrder(given, 2, environment, bindings, "main/2.log", stand_in)
-    return make_container_config(make_pod("web", given, **spec), order)
+    order = ContainerOrder(given, 2, environment, bindings, Path(), stand_in)
+    return make_container_config(make_pod("web", given, **spec), order, "main/2.log")
 
 
 def test_a_sandbox():

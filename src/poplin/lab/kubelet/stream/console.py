@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Final, Protocol
 
 from poplin.lab import stdio
-from poplin.lab.enter import enter_options
+from poplin.lab.isolation import enter_options
 from poplin.lab.kubelet.processes import Processes
 from poplin.lab.kubelet.stream.channel import Channel, Size, make_status
 from poplin.lab.kubelet.stream.log import LogFile, LogOptions

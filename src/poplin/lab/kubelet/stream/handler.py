@@ -1,6 +1,5 @@
 """The API server's requests that only a kubelet can answer: pods/log, exec, attach and portforward."""
 
-import asyncio
 import os
 from collections.abc import AsyncIterator, Mapping
 from contextlib import suppress
@@ -22,12 +21,11 @@ from poplin.lab.kubelet.kubelet import Kubelet
 from poplin.lab.kubelet.pod import PodWorker
 from poplin.lab.kubelet.status import Waiting
 from poplin.lab.kubelet.stream import channel, forward
-from poplin.lab.kubelet.stream.console import Attachment, Command, Console, Sink
+from poplin.lab.kubelet.stream.console import Console
 from poplin.lab.kubelet.stream.log import LogFile, LogOptions
 from poplin.lab.kubelet.stream.session import carry
 from poplin.lab.kubelet.stream.spdy import SpdyError
-from poplin.lab.runtime import open_input
-from poplin.model.errors import KernelError, PoplinError
+from poplin.model.errors import KernelError
 
 FORWARD_PROTOCOL: Final = f"SPDY/3.1+{forward.PROTOCOL}"
 WEBSOCKET_NEEDED: Final = (
@@ -89,12 +87,11 @@ class StreamHandler:
             raise _not_running(container.name)
         tty = call.flag("tty")
 
-        async def start() -> Console:
-            return await Command.start(
-                running.pid, command, container.environment, stdin=call.flag("stdin"), tty=tty
-            )
-
-        return await self._stream(call, await start())
+        worker = self._worker(call)
+        console = await worker.runtime.open_command(
+            running.id, command, container.environment, stdin=call.flag("stdin"), tty=tty
+        )
+        return await self._stream(call, console)
 
     async def attach(self, call: Call) -> web.StreamResponse:
         """GET pods/attach: the standard streams of a container's own process."""
@@ -102,26 +99,11 @@ class StreamHandler:
         running = container.process
         if running is None:
             raise _not_running(container.name)
-        worker = self._kubelet.find(*call.key)
-        assert worker is not None  # noqa: S101  - it has the container
-        tty, once = bool(container.spec.get("tty")), bool(container.spec.get("stdinOnce"))
-        given = terminal = -1
-        if call.flag("stdin") or tty:
-            with suppress(PoplinError):
-                given = await asyncio.to_thread(
-                    open_input, self._directory.socket, running.id, once=once and call.flag("stdin")
-                )
-        if tty and given >= 0:
-            terminal = os.dup(given)
-        console = Attachment(
-            worker.log_directory(container.name) / f"{container.attempt}.log",
-            worker.processes,
-            running.id,
-            await Sink.open(given) if given >= 0 else None,
-            terminal=terminal,
-            once=once,
+        worker = self._worker(call)
+        order = await worker.make_order(container.spec, container.attempt, container.environment)
+        return await self._stream(
+            call, await worker.runtime.attach(running.id, order, stdin=call.flag("stdin"))
         )
-        return await self._stream(call, console)
 
     async def forward(self, call: Call) -> web.StreamResponse:
         """GET pods/portforward: connections to ports of the pod."""
@@ -163,6 +145,12 @@ class StreamHandler:
             raise
         await carry(socket, console)
         return socket
+
+    def _worker(self, call: Call) -> PodWorker:
+        """The worker of a pod that has been seen to have one."""
+        worker = self._kubelet.find(*call.key)
+        assert worker is not None  # noqa: S101  - it has the container
+        return worker
 
     def _pod(self, call: Call) -> Object:
         return self._api.lifecycle.get(call.resource, call.key).decode()
