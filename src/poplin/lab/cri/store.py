@@ -1,5 +1,6 @@
 """The image stores of a lab's nodes: what is put there, and how."""
 
+import socket
 import subprocess
 import time
 from collections.abc import Sequence
@@ -32,7 +33,7 @@ def load_images(containerds: Sequence[Containerd], archive: Path) -> None:
     ctr = find_program("ctr")
     deadline = time.monotonic() + READY_TIMEOUT_S
     for containerd in containerds:
-        while not containerd.address.exists():
+        while not _listens(containerd.address):
             if time.monotonic() > deadline:
                 raise TemporaryError("containerd does not start", where=str(containerd.directory))
             time.sleep(POLL_S)
@@ -47,6 +48,16 @@ def load_images(containerds: Sequence[Containerd], archive: Path) -> None:
     for failure in failures:
         if failure is not None:
             raise failure
+
+
+def _listens(address: Path) -> bool:
+    """Whether somebody serves the socket, which may be what an earlier life has left."""
+    try:
+        with socket.socket(socket.AF_UNIX) as probe:
+            probe.connect(str(address))
+    except OSError:
+        return False
+    return True
 
 
 def _wait(process: "subprocess.Popen[str]", archive: Path) -> PoplinError | None:
