@@ -75,8 +75,8 @@ class RunningContainerd:
         name, cgroup = str(self.containerd.directory), self.containerd.cgroup.lstrip("/")
         left = [line for line in Path("/proc/self/mountinfo").read_text().splitlines() if name in line]
         left += [str(path) for path in (CGROUPS, *CGROUPS.iterdir()) if (path / cgroup).exists()]
-        if Path("/run/containerd").exists():
-            left += [str(path) for path in Path("/run/containerd").iterdir()]
+        for place in (Path("/run/containerd"), Path("/var/lib/cni")):
+            left += [str(path) for path in place.rglob("*") if not path.is_dir()]
         return left + ([name] if self.containerd.directory.exists() else [])
 
 

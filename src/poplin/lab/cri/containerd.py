@@ -2,8 +2,8 @@
 
 It runs in a mount namespace of its own, so that what it mounts (layers, shared memory) goes with its last
 process, however that ends; only the names of the pods' network namespaces are seen outside, where the agent
-looks for them. Over /run/containerd, a path that shims have built in, lies the node's own directory, so that
-neither another node's containerd nor the machine's is in the way.
+looks for them. Over paths that shims and libcni have built in lie the node's own directories, so that neither
+another node's containerd nor the machine's is in the way.
 
 Seen with Debian 12's containerd 1.6.20 and runc 1.1.5, on kernel 6.18:
 - The cgroups are version 1 (with an empty version 2 at `unified`), mounted writable below /sys/fs/cgroup, and
@@ -44,8 +44,9 @@ from poplin.lab.isolation import (
 from poplin.model.errors import PoplinError
 
 CGROUPS: Final = Path("/sys/fs/cgroup")
-_BUILT_IN: Final = Path("/run/containerd")
-"""Where shims make their sockets and runc keeps its state, whatever the configuration says."""
+_BUILT_IN: Final = {"run": Path("/run/containerd"), "cni": Path("/var/lib/cni")}
+"""Where shims make their sockets and runc keeps its state, and where libcni keeps results, whatever the
+configuration says; by the directory of ours that is seen there. The places stay, empty, on the machine."""
 _LOOPBACK: Final = (Path("/usr/lib/cni/loopback"), Path("/opt/cni/bin/loopback"))
 
 
@@ -81,11 +82,6 @@ class Containerd:
     def netns_names(self) -> Path:
         """Where the names of pods' network namespaces are mounted."""
         return self.state / "io.containerd.grpc.v1.cri" / "netns"
-
-    @property
-    def built_in(self) -> Path:
-        """What it sees at /run/containerd."""
-        return self.directory / "run"
 
     def make_config(self) -> str:
         """The text of its configuration (containerd's docs/cri/config.md, version 2)."""
@@ -123,7 +119,8 @@ disabled_plugins = ["io.containerd.internal.v1.opt", "io.containerd.snapshotter.
         """Make its files on the node. What an earlier life left stays. Raises PoplinError where programs are missing."""
         find_program("containerd")
         find_program("runc")
-        for path in (self.netns_names, self.built_in, self.cni_conf, self.cni_bin):
+        own = [self.directory / name for name in _BUILT_IN]
+        for path in (self.netns_names, self.cni_conf, self.cni_bin, *own):
             path.mkdir(parents=True, exist_ok=True, mode=0o700)
         self.config.write_text(self.make_config())
         loopback = next((path for path in _LOOPBACK if path.exists()), None)
@@ -150,8 +147,9 @@ disabled_plugins = ["io.containerd.internal.v1.opt", "io.containerd.snapshotter.
                     mount("", one.path, "", MS_SLAVE)
         # Which processes there are is a question of the PID namespace, which the child may have of its own.
         mount("proc", Path("/proc"), "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC)
-        _BUILT_IN.mkdir(exist_ok=True, mode=0o711)
-        mount(str(self.built_in), _BUILT_IN, "", MS_BIND | MS_REC)
+        for name, path in _BUILT_IN.items():
+            path.mkdir(exist_ok=True, mode=0o711)
+            mount(str(self.directory / name), path, "", MS_BIND | MS_REC)
         os.chdir("/")
         os.execv(program, [program, "--config", str(self.config)])  # noqa: S606  - no shell is wanted
 
