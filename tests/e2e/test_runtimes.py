@@ -13,7 +13,18 @@ from pathlib import Path
 
 import pytest
 
-from e2e.lab_commands import LABS, Lab, container, living, poplin, status_of, traces, unique_name, wait_until
+from e2e.lab_commands import (
+    LABS,
+    POPLIN,
+    Lab,
+    container,
+    living,
+    poplin,
+    status_of,
+    traces,
+    unique_name,
+    wait_until,
+)
 from poplin.lab.cri.image import Image, busybox_files, find_busybox, make_archive
 
 IDLE = "trap 'exit 3' TERM; while :; do sleep 0.05; done"
@@ -218,6 +229,30 @@ def test_a_lab_whose_init_was_killed_comes_up_again_with_its_pods(runtime):
         time.sleep(0.1)
     finally:
         poplin("down", "--name", name)
+    assert leftovers(name) == []
+
+
+ON_NOEXEC = """
+set -e
+mkdir -p /run/poplin
+mount -t tmpfs -o noexec,nosuid,nodev tmpfs /run/poplin
+trap '"$0" lab down --name "$1"' EXIT
+"$0" lab up --nodes 1 --name "$1" --runtime "$2"
+export KUBECONFIG=/run/poplin/labs/$1/kubeconfig
+kubectl run a --image=busybox --restart=Never --command -- sh -c 'echo runs'
+kubectl wait --timeout=20s --for=jsonpath='{.status.phase}'=Succeeded pod/a
+kubectl logs a
+"""
+
+
+@pytest.mark.parametrize("runtime", ["process", "containerd"])
+def test_programs_run_though_run_is_mounted_noexec(runtime):
+    name = unique_name()
+    # Only this script's mount namespace has another /run/poplin.
+    line = ["unshare", "--mount", "--propagation", "unchanged", "sh", "-c", ON_NOEXEC, POPLIN, name, runtime]
+    done = subprocess.run(line, capture_output=True, text=True, timeout=90, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "\nruns\n" in done.stdout
     assert leftovers(name) == []
 
 

@@ -23,7 +23,6 @@ from poplin.agent.install import install_shim
 from poplin.dataplane.netns import delete_netns
 from poplin.lab.addressing import API_PORT
 from poplin.lab.cri.containerd import lab_cgroup, node_containerd, remove_cgroup
-from poplin.lab.cri.mounts import unmount_below
 from poplin.lab.cri.store import load_lab_images
 from poplin.lab.daemon import SERVER, agent_name, containerd_name, make_daemons, redirect_output
 from poplin.lab.directory import LABS, Directory
@@ -38,6 +37,7 @@ from poplin.lab.isolation import (
     set_process_name,
 )
 from poplin.lab.message import Question
+from poplin.lab.mounts import allow_programs, unmount_below
 from poplin.lab.report import last_line, wait_until_ready
 from poplin.lab.runtime import ask
 from poplin.lab.settings import Runtime, Settings, read_settings, write_settings
@@ -136,6 +136,7 @@ def _make(directory: Directory, settings: Settings) -> None:
         directory.log("x").parent,
     ):
         path.mkdir(mode=0o700, parents=True)
+    allow_programs(directory.root)
     directory.net_conf.write_text(settings.net_conf)
     make_fabric(directory, settings)
     for number, node in enumerate(settings.node_names(), start=1):

@@ -25,7 +25,6 @@ from typing import Final, NoReturn
 
 from poplin.dataplane.netns import NAMED, open_netns
 from poplin.lab.cri.image import PAUSE
-from poplin.lab.cri.mounts import read_mounts, share_directory, unmount_below
 from poplin.lab.directory import Directory
 from poplin.lab.isolation import (
     CLONE_NEWNET,
@@ -41,6 +40,7 @@ from poplin.lab.isolation import (
     setns,
     unshare,
 )
+from poplin.lab.mounts import read_mounts, share_directory, unmount_below
 from poplin.model.errors import PoplinError
 
 CGROUPS: Final = Path("/sys/fs/cgroup")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from poplin.lab.isolation import MS_BIND, mount
+from poplin.lab.isolation import MS_BIND, MS_NODEV, MS_NOSUID, MS_REMOUNT, mount
 from poplin.model.errors import KernelError
 
 MS_SHARED: Final = 1 << 20
@@ -42,6 +42,16 @@ def share_directory(path: Path) -> None:
         return
     mount(str(path), path, "", MS_BIND)
     mount("", path, "", MS_SHARED)
+
+
+def allow_programs(directory: Path) -> None:
+    """Let the programs in a directory be executed though its file system says noexec, as Debian's /run does.
+
+    Raises KernelError.
+    """
+    if os.statvfs(directory).f_flag & os.ST_NOEXEC:
+        mount(str(directory), directory, "", MS_BIND)
+        mount("", directory, "", MS_BIND | MS_REMOUNT | MS_NOSUID | MS_NODEV)
 
 
 def unmount_below(directory: Path) -> None:
