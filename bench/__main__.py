@@ -25,6 +25,7 @@ TITLES = {
     "reflector": "The reflector: 10,000 pods listed, 40,000 changes followed",
     "apiserver": "The embedded API server with 10,000 pods",
     "lab": "The lab: up, down, and 200 pods on 20 nodes",
+    "runtimes": "What runs a lab's pods: processes beside containerd",
 }
 """Modules of this package, each with a function `run` that gives its figures."""
 

@@ -127,6 +127,17 @@ def test_configuration_comes_as_variables_and_as_files(lab):
     assert "Read-only file system" in refused
 
 
+@pytest.mark.slow
+def test_files_of_a_running_container_follow_their_config_map(lab):
+    create(lab, "ConfigMap", "changing", data={"a": "1"})
+    volumes = [{"name": "v", "configMap": {"name": "changing"}}]
+    lab.create("follows", busy(IDLE, volumeMounts=[{"name": "v", "mountPath": "/v"}]), volumes=volumes)
+    lab.wait_ready("follows")
+    lab.kubectl("patch", "configmap", "changing", "-p", '{"data":{"a":"2","b":"3"}}')
+    wait_until(lambda: execute(lab, "follows", "sh", "-c", "cat /v/*") == "23", "the files are new")
+    assert status_of(lab.pod("follows"))["restartCount"] == 0
+
+
 def test_what_a_pod_needs_and_is_not_there_is_waited_for(lab):
     volumes = [{"name": "late", "configMap": {"name": "late"}}]
     lab.create("waits", busy(IDLE, volumeMounts=[{"name": "late", "mountPath": "/late"}]), volumes=volumes)

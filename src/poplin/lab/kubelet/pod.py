@@ -36,6 +36,10 @@ log = logging.getLogger(__name__)
 
 RETRY_S: Final = (0.2, 0.5, 1.0, 2.0, 5.0)
 """Waits after attempts that failed in a row; the last repeats."""
+REFRESH_S: Final = 20.0
+"""How often volumes are made anew from what the API has; kubelet takes a minute."""
+TOKEN_USE: Final = 0.8
+"""How much of a token's life it is used for before another is asked for."""
 COALESCE_S: Final = 0.02
 """Changes that come this close together are one status."""
 
@@ -66,6 +70,7 @@ class PodWorker:
         self._restored = False
         self._changed = asyncio.Event()
         self._events: set[asyncio.Task[None]] = set()
+        self._tokens: dict[tuple[str, int], tuple[str, float]] = {}
         whole = complete(pod)
         self._init = [Container(self, c, _init_role(c)) for c in whole.init_containers()]
         self._main = [Container(self, c, Role.MAIN) for c in whole.containers()]
@@ -85,12 +90,15 @@ class PodWorker:
     async def run(self) -> None:
         """Attend to the pod until it is gone."""
         life = asyncio.create_task(self._live_on(), name=f"pod {self.pod.namespace}/{self.pod.name}")
+        refreshing = asyncio.create_task(self._refresh_volumes(), name=f"volumes of {self.pod.name}")
         telling = asyncio.create_task(self._tell_status(), name=f"status of {self.pod.name}")
         try:
             await self._deletion.wait()
+            await _cancel(refreshing)
             await _cancel(life)
             await self._end()
         finally:
+            await _cancel(refreshing)
             await _cancel(life)
             await _cancel(telling)
 
@@ -146,9 +154,7 @@ class PodWorker:
     ) -> ContainerOrder:
         """See Surroundings."""
         directory = self._services.directory.pods / self.pod.uid
-        pod = complete(self.pod)
-        volumes = Volumes(pod, directory / "volumes", self._addresses, self._node.place.addresses)
-        await volumes.prepare(self._read_data, self._issue_token)
+        volumes = await self._prepare_volumes()
         files = make_files(self.pod, self._addresses, self._services.settings.addressing)
         return ContainerOrder(
             container,
@@ -157,6 +163,23 @@ class PodWorker:
             [*write_files(directory / "files", files), *volumes.bindings(container, environment)],
             self.log_directory(container["name"]) / f"{attempt}.log",
         )
+
+    async def _prepare_volumes(self) -> Volumes:
+        directory = self._services.directory.pods / self.pod.uid / "volumes"
+        volumes = Volumes(complete(self.pod), directory, self._addresses, self._node.place.addresses)
+        await volumes.prepare(self._read_data, self._issue_token)
+        return volumes
+
+    async def _refresh_volumes(self) -> None:
+        """Let running containers see what has changed. What cannot be read stays as it was."""
+        while True:
+            await asyncio.sleep(REFRESH_S)
+            if not self._attached:
+                continue
+            try:
+                await self._prepare_volumes()
+            except PoplinError as error:
+                log.info("volumes not refreshed", extra={"pod": self.pod.name, "error": str(error)})
 
     def probe_from(self) -> tuple[int, IPAddress]:
         """See Surroundings."""
@@ -335,7 +358,11 @@ class PodWorker:
         return {key: base64.b64decode(value) for key, value in (found.data or {}).items()}
 
     async def _issue_token(self, audience: str, lifetime_s: int) -> str:
-        """A token of the pod's service account."""
+        """A token of the pod's service account, the same one for most of its life."""
+        now = asyncio.get_running_loop().time()
+        token, renew = self._tokens.get((audience, lifetime_s), ("", 0.0))
+        if now < renew:
+            return token
         account = self.pod.spec.get("serviceAccountName") or "default"
         path = f"/api/v1/namespaces/{self.pod.namespace}/serviceaccounts/{account}/token"
         reference = {"kind": "Pod", "apiVersion": "v1", "name": self.pod.name, "uid": self.pod.uid}
@@ -344,7 +371,9 @@ class PodWorker:
             spec["audiences"] = [audience]
         body = {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": spec}
         answer = await self._services.source.client.request("POST", path, body=body)
-        return str(msgspec.json.decode(answer)["status"]["token"])
+        token = str(msgspec.json.decode(answer)["status"]["token"])
+        self._tokens[audience, lifetime_s] = token, now + lifetime_s * TOKEN_USE
+        return token
 
 
 class _Data(msgspec.Struct, rename="camel"):
