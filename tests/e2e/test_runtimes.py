@@ -7,6 +7,7 @@ import base64
 import json
 import os
 import signal
+import socket
 import subprocess
 import time
 from pathlib import Path
@@ -190,6 +191,34 @@ def test_logs_exec_and_the_end_of_a_pod(lab):
     assert lab.pod("talks") is None
 
 
+def test_a_port_of_the_pod_is_forwarded(lab):
+    lab.create("ported", container(image="example.org/none:1", ports=[{"containerPort": 8080}]))
+    lab.wait_ready("ported")
+    line = ["kubectl", f"--kubeconfig={lab.kubeconfig}", "port-forward", "pod/ported", ":8080"]
+    with subprocess.Popen(line, stdout=subprocess.PIPE, text=True) as forwarding:
+        try:
+            port = int(forwarding.stdout.readline().split("->")[0].rpartition(":")[2])
+            with socket.create_connection(("127.0.0.1", port), timeout=5) as connection:
+                connection.sendall(b"GET / HTTP/1.0\r\n\r\n")
+                assert b"pod: ported\n" in connection.makefile("rb").read()
+        finally:
+            forwarding.terminate()
+
+
+def test_who_attaches_talks_to_the_container(lab):
+    one = busy("read word; echo got $word; " + IDLE, stdin=True)
+    lab.create("attached", one)
+    lab.wait_ready("attached")
+    line = ["kubectl", f"--kubeconfig={lab.kubeconfig}", "attach", "-i", "-q", "attached"]
+    with subprocess.Popen(line, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as attached:
+        try:
+            attached.stdin.write("hello\n")
+            attached.stdin.flush()
+            assert attached.stdout.readline() == "got hello\n"
+        finally:
+            attached.terminate()
+
+
 def test_a_pod_that_ends_has_ended(lab):
     lab.create("ends", busy("exit 4"), restartPolicy="Never")
     pod = lab.wait_for("ends", lambda pod: pod["status"]["phase"] == "Failed" and pod, "failed")
@@ -264,6 +293,28 @@ def test_programs_run_though_run_is_mounted_noexec(runtime):
     done = subprocess.run(line, capture_output=True, text=True, timeout=90, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "\nruns\n" in done.stdout
+    assert leftovers(name) == []
+
+
+def test_a_containerd_that_dies_is_started_again_and_its_pods_live_on():
+    name = unique_name()
+    try:
+        poplin("up", "--nodes", "1", "--name", name, "--runtime", "containerd")
+        lab = Lab(name)
+        lab.create("old", busy(IDLE))
+        address = lab.wait_ready("old")
+        dead = lab.pid("containerd-node-1")
+        os.kill(dead, signal.SIGKILL)
+        lab.create("new", busy(IDLE))
+        lab.wait_ready("new")
+        assert lab.pid("containerd-node-1") != dead
+        assert lab.wait_ready("old") == address
+        assert status_of(lab.pod("old"))["restartCount"] == 0
+        assert execute(lab, "old", "echo", "alive") == "alive\n"
+        lab.kubectl("delete", "pod", "old", "new", "--grace-period=2")
+        assert lab.pod("old") is None
+    finally:
+        poplin("down", "--name", name)
     assert leftovers(name) == []
 
 
