@@ -90,7 +90,7 @@ async def test_the_three_kinds_of_patch(client: Client):
     assert (code, body["spec"]["replicas"], body["metadata"]["generation"]) == (200, 4, 3)
     code, status = await client.patch(path, [{"op": "test", "path": "/spec/replicas", "value": 5}], "json")
     assert (code, status["reason"]) == (422, "Invalid")
-    code, status = await client.request("PATCH", path, {}, content_type="application/apply-patch+yaml")
+    code, status = await client.request("PATCH", path, {}, content_type="application/x-patch")
     assert (code, status["reason"]) == (415, "UnsupportedMediaType")
 
 

@@ -16,8 +16,13 @@ from poplin.lab.directory import Directory
 from poplin.lab.kubelet.sandbox import read_sandboxes
 from poplin.lab.probing import Probe, Protocol, probe
 
-USERS = [Path(path) for path in [os.environ.get("POPLIN_MANIFESTS", "")] if path]
-"""A directory of manifests to be tried as well."""
+USERS = [
+    path
+    for directory in filter(None, [os.environ.get("POPLIN_MANIFESTS")])
+    for path in sorted(Path(directory).glob("*.yaml"))
+    if "containers:" in path.read_text()
+]
+"""Applications of the user's own, in a directory, to be tried as well."""
 
 WEB = """
 apiVersion: apps/v1
@@ -189,7 +194,7 @@ def test_an_interrupt_at_any_time_leaves_nothing(name, number, line):
     assert traces(name) == []
 
 
-@pytest.mark.parametrize("manifests", [EXAMPLE, *USERS], ids=str)
+@pytest.mark.parametrize("manifests", [EXAMPLE, *USERS], ids=lambda path: path.name)
 def test_pods_of_whole_applications_run_and_have_addresses(name, manifests):
     done = demo(name, "-f", str(manifests), "-o", "json", "--timeout", "60", check=False)
     found = json.loads(done.stdout)

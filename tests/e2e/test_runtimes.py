@@ -191,6 +191,17 @@ def test_logs_exec_and_the_end_of_a_pod(lab):
     assert lab.pod("talks") is None
 
 
+def test_a_port_of_the_node_is_mapped_to_the_pod(lab):
+    ports = [{"containerPort": 8080, "hostPort": 18080}]
+    lab.create("mapped", container(image="example.org/none:1", ports=ports))
+    lab.wait_ready("mapped")
+    node = json.loads(lab.kubectl("get", "node", "node-1", "-o", "json"))
+    for address in (a["address"] for a in node["status"]["addresses"] if a["type"] == "InternalIP"):
+        host = f"[{address}]" if ":" in address else address
+        answer = lab.execute("node/node-2", "busybox", "wget", "-q", "-O", "-", f"http://{host}:18080/")
+        assert answer.startswith("pod: mapped\n")
+
+
 def test_a_port_of_the_pod_is_forwarded(lab):
     lab.create("ported", container(image="example.org/none:1", ports=[{"containerPort": 8080}]))
     lab.wait_ready("ported")

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from ipaddress import ip_address
 from itertools import combinations
-from typing import Final
+from typing import Any, Final, TypeVar
 
 import msgspec
 
@@ -16,6 +16,8 @@ from poplin.cni.error import CniError, ErrorCode
 from poplin.compile.host_ports import clashes
 from poplin.model.attachment import Limit, PortMapping
 from poplin.model.cluster import TransportProtocol
+
+T = TypeVar("T", bound=msgspec.Struct)
 
 INGRESS_BANDWIDTH: Final = "kubernetes.io/ingress-bandwidth"
 EGRESS_BANDWIDTH: Final = "kubernetes.io/egress-bandwidth"
@@ -52,6 +54,21 @@ class Bandwidth(msgspec.Struct, frozen=True, rename="camel"):
     ingress_burst: int = 0
     egress_rate: int = 0
     egress_burst: int = 0
+
+
+def decode_member(found: Mapping[str, Any], kind: type[T]) -> T:
+    """Give a member of runtimeConfig, whatever the case of its names. Raises CniError (6).
+
+    containerd's go-cni writes "HostPort" where CONVENTIONS.md has "hostPort": plugins in Go do not see a
+    difference, for Go's decoder takes either.
+    """
+    names = {field.encode_name.lower(): field.encode_name for field in msgspec.structs.fields(kind)}
+    try:
+        return msgspec.convert({names.get(key.lower(), key): value for key, value in found.items()}, kind)
+    except msgspec.ValidationError as error:
+        raise CniError(
+            ErrorCode.DECODING_FAILURE, "cannot decode the network configuration", f"runtimeConfig: {error}"
+        ) from None
 
 
 def read_port_mappings(found: Sequence[HostPort]) -> tuple[PortMapping, ...]:

@@ -8,12 +8,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from ipaddress import ip_interface
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from poplin.cni.capability import Bandwidth, HostPort, read_limits, read_port_mappings
+from poplin.cni.capability import Bandwidth, HostPort, decode_member, read_limits, read_port_mappings
 from poplin.cni.error import CniError, ErrorCode
 from poplin.cni.result import VERSIONS, Result, decode_result
 from poplin.model.attachment import Limit, PortMapping
@@ -54,12 +54,15 @@ class AttachmentName(msgspec.Struct, frozen=True):
 
 
 class RuntimeConfig(msgspec.Struct, frozen=True, rename="camel"):
-    """What the runtime adds for the capabilities that the configuration declares."""
+    """What the runtime adds for the capabilities that the configuration declares.
+
+    Host ports and bandwidth are decoded by `decode_member`, and for an ADD only.
+    """
 
     ips: list[str] | None = None
     mac: str = ""
-    port_mappings: list[HostPort] | None = None
-    bandwidth: Bandwidth | None = None
+    port_mappings: list[dict[str, Any]] | None = None
+    bandwidth: dict[str, Any] | None = None
     pod_annotations: dict[str, str] | None = msgspec.field(
         default=None, name="io.kubernetes.cri.pod-annotations"
     )
@@ -139,10 +142,12 @@ def parse_request(environment: Mapping[str, str], config: bytes) -> Request:
     _check_names(command, environment, found.name or "")
     _check_version(command, cni_version)
     runtime = found.runtime_config or RuntimeConfig()
-    is_add = command is Command.ADD
-    ingress, egress = (
-        read_limits(runtime.bandwidth, runtime.pod_annotations or {}) if is_add else (None, None)
-    )
+    mappings: tuple[PortMapping, ...] = ()
+    ingress = egress = None
+    if command is Command.ADD:
+        mappings = read_port_mappings([decode_member(one, HostPort) for one in runtime.port_mappings or ()])
+        bandwidth = None if runtime.bandwidth is None else decode_member(runtime.bandwidth, Bandwidth)
+        ingress, egress = read_limits(bandwidth, runtime.pod_annotations or {})
     previous = None if bytes(found.prev_result) in {b"", b"null"} else decode_result(found.prev_result)
     if command is Command.CHECK and previous is None:
         raise CniError(ErrorCode.BAD_CONFIG, "CHECK needs the prevResult of the ADD")
@@ -156,7 +161,7 @@ def parse_request(environment: Mapping[str, str], config: bytes) -> Request:
         pod=parse_args(environment.get("CNI_ARGS", "")),
         requested_addresses=_requested_addresses(runtime.ips or ()),
         requested_mac=_requested_mac(runtime.mac),
-        port_mappings=read_port_mappings(runtime.port_mappings or ()) if is_add else (),
+        port_mappings=mappings,
         ingress=ingress,
         egress=egress,
         previous_result=previous,

@@ -8,6 +8,7 @@ from poplin.cni.capability import (
     INGRESS_BANDWIDTH,
     Bandwidth,
     HostPort,
+    decode_member,
     parse_quantity,
     read_limits,
     read_port_mappings,
@@ -39,6 +40,25 @@ TCP, UDP, SCTP = TransportProtocol.TCP, TransportProtocol.UDP, TransportProtocol
 )
 def test_port_mappings(given, expected):
     assert read_port_mappings(given) == expected
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"hostPort": 8080, "containerPort": 80, "protocol": "tcp", "hostIP": "192.0.2.1"},
+        {"HostPort": 8080, "ContainerPort": 80, "Protocol": "tcp", "HostIP": "192.0.2.1"},  # containerd's
+    ],
+)
+def test_a_member_is_decoded_whatever_the_case_of_its_names(given):
+    assert decode_member(given, HostPort) == HostPort(8080, 80, "tcp", "192.0.2.1")
+    assert decode_member({"IngressRate": 1000, "ingressBurst": 2}, Bandwidth) == Bandwidth(1000, 2)
+
+
+@pytest.mark.parametrize("given", [{}, {"hostPort": 1}, {"hostPort": "1", "containerPort": 1}])
+def test_a_member_that_cannot_be_decoded(given):
+    with pytest.raises(CniError, match="cannot decode") as error:
+        decode_member(given, HostPort)
+    assert error.value.code == 6
 
 
 @pytest.mark.parametrize(
