@@ -37,7 +37,7 @@ def _cell(column: Column, document: Object) -> Any:
     if not column.cell.startswith((".", "{")):
         return CELLS[column.cell](document)
     value = evaluate(column.cell, document)
-    if column.type == "date":
+    if column.type == "date" and resource_column(column):
         return value and format_age(value)
     if value is None:
         # Custom resources show nothing where there is nothing; built-in integers are zero.

@@ -78,36 +78,23 @@ class StreamHandler:
 
     async def execute(self, call: Call) -> web.StreamResponse:
         """GET pods/exec: a command in a container."""
-        container = self._open_container(call)
-        running = container.process
+        worker, container, process = self._open_container(call)
         command = call.query.getall("command", [])  # type: ignore[attr-defined]  # a MultiDict
         if not command:
             raise status.bad_request("you must specify at least one command for the container")
-        if running is None:
-            raise _not_running(container.name)
-        tty = call.flag("tty")
-
-        worker = self._worker(call)
         console = await worker.runtime.open_command(
-            running.id, command, container.environment, stdin=call.flag("stdin"), tty=tty
+            process, command, container.environment, stdin=call.flag("stdin"), tty=call.flag("tty")
         )
         return await self._stream(call, console)
 
     async def attach(self, call: Call) -> web.StreamResponse:
         """GET pods/attach: the standard streams of a container's own process."""
-        container = self._open_container(call)
-        running = container.process
-        if running is None:
-            raise _not_running(container.name)
-        worker = self._worker(call)
+        worker, container, process = self._open_container(call)
         order = await worker.make_order(container.spec, container.attempt, container.environment)
-        return await self._stream(
-            call, await worker.runtime.attach(running.id, order, stdin=call.flag("stdin"))
-        )
+        return await self._stream(call, await worker.runtime.attach(process, order, stdin=call.flag("stdin")))
 
     async def forward(self, call: Call) -> web.StreamResponse:
         """GET pods/portforward: connections to ports of the pod."""
-        self._require_websocket(call)
         pod = self._pod(call)
         worker = self._kubelet.find(*call.key)
         phase = (pod.get("status") or {}).get("phase")
@@ -115,6 +102,7 @@ class StreamHandler:
             raise status.bad_request(
                 f"unable to forward port because pod is not running. Current status={phase}"
             )
+        self._require_websocket(call)
         try:
             netns_fd = open_netns(Path(worker.netns))
         except KernelError as error:
@@ -146,18 +134,11 @@ class StreamHandler:
         await carry(socket, console)
         return socket
 
-    def _worker(self, call: Call) -> PodWorker:
-        """The worker of a pod that has been seen to have one."""
-        worker = self._kubelet.find(*call.key)
-        assert worker is not None  # noqa: S101  - it has the container
-        return worker
-
     def _pod(self, call: Call) -> Object:
         return self._api.lifecycle.get(call.resource, call.key).decode()
 
-    def _open_container(self, call: Call) -> Container:
-        """The container that exec or attach is about, in a pod that runs. Raises StatusError."""
-        self._require_websocket(call)
+    def _open_container(self, call: Call) -> tuple[PodWorker, Container, str]:
+        """The container that exec or attach is about, and the id of its process. Raises StatusError."""
         pod = self._pod(call)
         name = _container_name(pod, call.query.get("container", ""))
         phase = (pod.get("status") or {}).get("phase")
@@ -167,7 +148,12 @@ class StreamHandler:
             )
         if not (pod.get("spec") or {}).get("nodeName"):
             raise status.bad_request(f"pod {call.target.name} does not have a host assigned")
-        return self._running(call, self._kubelet.find(*call.key), name)[1]
+        worker, container = self._running(call, self._kubelet.find(*call.key), name)
+        if container.process is None:
+            raise _not_running(name)
+        # Last: kubectl tries SPDY after any refusal, and shows what that is answered.
+        self._require_websocket(call)
+        return worker, container, container.process.id
 
     def _running(self, call: Call, worker: PodWorker | None, name: str) -> tuple[PodWorker, Container]:
         container = worker.find_container(name) if worker is not None else None
