@@ -82,7 +82,8 @@ def test_the_next_time_is_the_first_minute_that_fits(text, after):
         and minute.hour in schedule.hours
         and minute.minute in schedule.minutes
     ):
-        minute += timedelta(minutes=1) if schedule.fits_day(minute.date()) else timedelta(hours=1)
-        if not schedule.fits_day(minute.date()):
-            minute = minute.replace(minute=0)
+        if schedule.fits_day(minute.date()):
+            minute += timedelta(minutes=1)
+        else:
+            minute = minute.replace(minute=0) + timedelta(hours=1)
     assert following == minute
