@@ -58,6 +58,7 @@ from poplin.model.nftables import (
     IcmpxCode,
     Immediate,
     KeyType,
+    Limit,
     Log,
     Masquerade,
     MetaKey,
@@ -176,6 +177,7 @@ RULES = {
         "meta mark set numgen inc mod 4",
     ),
     "log": (rule(Log(7, "p1|drop", 128)), 'log prefix "p1|drop" group 7 snaplen 128'),
+    "limit": (rule(Limit(50, 100)), "limit rate 50/second burst 100 packets"),
     "reject": (rule(Reject(code=IcmpxCode.ADMIN_PROHIBITED)), "reject with icmpx admin-prohibited"),
     "reset": (
         rule(equals(L4PROTO, 6), Reject(RejectKind.TCP_RESET, 0)),

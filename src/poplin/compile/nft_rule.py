@@ -188,6 +188,11 @@ def encode_number(number: int) -> bytes:
     return bytes(4) + host32(number)
 
 
+def decode_number(value: bytes) -> int:
+    """The number of such a value."""
+    return int.from_bytes(value[4:8], sys.byteorder)
+
+
 def look_up_number(fields: Sequence[Field], name: str, register: int) -> Expressions:
     """Put the map's number for the fields' concatenation into `register`, 1 or above, to be a key in turn.
 

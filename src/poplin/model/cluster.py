@@ -11,6 +11,7 @@ from enum import StrEnum
 from typing import ClassVar
 
 from poplin.model.kernel import IPAddress, IPNetwork
+from poplin.model.selector import EVERYTHING, Selector
 
 
 class TransportProtocol(StrEnum):
@@ -117,6 +118,57 @@ class Pod:
     def finished(self) -> bool:
         """Whether its containers have stopped for good: its addresses may already be another pod's."""
         return self.phase in {PodPhase.SUCCEEDED, PodPhase.FAILED}
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkPolicyPort:
+    """A port of a NetworkPolicy's rule: a number, or a name that the destination pod gives one of its ports.
+
+    `port` None is every port of the protocol; `end_port` makes a number the first of several.
+    """
+
+    protocol: TransportProtocol = TransportProtocol.TCP
+    port: int | str | None = None
+    end_port: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkPolicyPeer:
+    """Either pods by `selector`, which asks for their namespace too, or `block` without `excepts`."""
+
+    selector: Selector | None = None
+    block: IPNetwork | None = None
+    excepts: tuple[IPNetwork, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkPolicyRule:
+    """What is allowed; no peers are all there are, and no ports every port of every protocol.
+
+    `index` is the rule's place in the object: rules that could not be read are not here.
+    """
+
+    index: int
+    peers: tuple[NetworkPolicyPeer, ...] = ()
+    ports: tuple[NetworkPolicyPort, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkPolicy:
+    """networking.k8s.io/v1 NetworkPolicy. Selectors speak of labels as `model.selector` has them.
+
+    A direction whose rules are None is none of the policy's. `pod_selector` does not ask for the namespace,
+    the peers' selectors do. `problems` says what of the policy could not be read,
+    each with its field's path: such a rule allows nothing, and a policy whose podSelector is such isolates
+    all pods of its namespace.
+    """
+
+    namespace: str
+    name: str
+    pod_selector: Selector = EVERYTHING
+    ingress: tuple[NetworkPolicyRule, ...] | None = ()
+    egress: tuple[NetworkPolicyRule, ...] | None = None
+    problems: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -347,6 +347,14 @@ class Log:
 
 
 @dataclass(frozen=True, slots=True)
+class Limit:
+    """End the rule for packets beyond `rate_per_s` a second, after `burst` at once."""
+
+    rate_per_s: int
+    burst: int
+
+
+@dataclass(frozen=True, slots=True)
 class Reject:
     """Drop with an answer; `code` is an IcmpxCode, the family's own ICMP code, or 0 for a TCP reset."""
 
@@ -399,6 +407,7 @@ Expression = (
     | Nat
     | Masquerade
     | Log
+    | Limit
     | Reject
     | Counter
     | Dynset

@@ -28,6 +28,7 @@ from poplin.model.nftables import (
     FibFlag,
     FibResult,
     Immediate,
+    Limit,
     Log,
     Lookup,
     Masquerade,
@@ -154,6 +155,9 @@ def _encode(expression: Expression) -> tuple[str, bytes]:
             label = pack_text(2, prefix) if prefix else b""
             cut = encode_number(3, snaplen) if snaplen else b""
             return "log", pack(1, group.to_bytes(2, "big")) + label + cut
+        case Limit(rate_per_s, burst):
+            rate = pack(1, rate_per_s.to_bytes(8, "big")) + pack(2, (1).to_bytes(8, "big"))
+            return "limit", rate + encode_number(3, burst) + encode_number(4, 0) + encode_number(5, 0)
         case Reject(kind, code):
             return "reject", encode_number(1, kind) + pack(2, bytes([code]))
         case Counter():
@@ -277,6 +281,17 @@ def _log(fields: dict[int, bytes]) -> Expression:
     return Log(decode_number(fields[1]), unpack_text(fields.get(2, b"")), decode_number(fields.get(3, b"")))
 
 
+def _limit(fields: dict[int, bytes]) -> Expression:
+    """Of the rates, those of packets a second, not inverted."""
+    if (
+        decode_number(fields[2]) != 1
+        or decode_number(fields.get(4, b""))
+        or decode_number(fields.get(5, b""))
+    ):
+        raise ValueError("another unit, a rate of bytes, or an inverted one")
+    return Limit(decode_number(fields[1]), decode_number(fields[3]))
+
+
 def _reject(fields: dict[int, bytes]) -> Expression:
     return Reject(RejectKind(decode_number(fields[1])), decode_number(fields.get(2, b"")))
 
@@ -304,6 +319,7 @@ _DECODERS: Final[dict[str, Callable[[dict[int, bytes]], Expression]]] = {
     "nat": _nat,
     "masq": _masquerade,
     "log": _log,
+    "limit": _limit,
     "reject": _reject,
     "counter": lambda _: Counter(),
     "dynset": _dynset,
