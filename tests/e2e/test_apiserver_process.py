@@ -12,6 +12,7 @@ import socket
 import ssl
 import subprocess
 import sys
+from ipaddress import ip_network
 from pathlib import Path
 
 import pytest
@@ -114,6 +115,17 @@ async def test_the_endpoint_is_brought_up_to_date(tmp_path: Path):
         async with ApiServer(Settings(tmp_path, endpoint=Endpoint("10.96.0.1", addresses, 6443))) as server:
             entry = server.store.open("discovery.k8s.io/endpointslices").entries["default", "kubernetes"]
             assert [one["addresses"] for one in entry.decode()["endpoints"]] == [[one] for one in addresses]
+
+
+async def test_the_endpoint_follows_the_range_of_services(tmp_path: Path):
+    for network, address in (("10.96.0.0/16", "10.96.0.1"), ("fd00:96::/112", "fd00:96::1")):
+        endpoint = Endpoint(address, ["10.0.0.1" if "." in address else "fd00::1"], 6443)
+        settings = Settings(tmp_path, endpoint=endpoint, service_networks=[ip_network(network)])
+        async with ApiServer(settings) as server:
+            service = server.store.open("/services").entries["default", "kubernetes"].decode()
+            assert service["spec"]["clusterIPs"] == [address]
+            slice_ = server.store.open("discovery.k8s.io/endpointslices").entries["default", "kubernetes"]
+            assert slice_.decode()["addressType"] == service["spec"]["ipFamilies"][0]
 
 
 async def test_open_watches_do_not_hold_up_the_end(tmp_path: Path):

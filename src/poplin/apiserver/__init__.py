@@ -3,7 +3,8 @@
 A reading order. `data/resources.toml` is the table of types and `resource` its values; `schema` compiles what
 `data/schemas.json.gz` and `data/overlay.toml` say of them, and `admission` brings objects into that form.
 `collection` and `store` keep objects, in memory and on disk. `lifecycle` is what happens to an object, with
-`defaults`, `rules` (`podrules`, `netrules`, `syntax`) and `deletion`. `garbage` and `expiry` are the
+`defaults`, `rules` (`podrules`, `servicerules`, `netrules`, `syntax`) and `deletion`; `service` and `allocation`
+complete Services. `garbage` and `expiry` are the
 server's own controllers, `customresource` makes types of definitions. `request`, `rest`, `watch`,
 `subresource` and `review` are the API over HTTP; `patch`, `jsonpatch`, `selector`, `protobuf`, `form`,
 `table` and `cells` what they speak; `discovery` and `openapi` tell clients what there is. `authentication`

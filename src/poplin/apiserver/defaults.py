@@ -7,6 +7,7 @@ import base64
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final
 
+from poplin.apiserver import service
 from poplin.apiserver.collection import Object
 from poplin.apiserver.resource import Resource
 
@@ -178,26 +179,9 @@ def _role_binding(document: Object) -> None:
 
 
 def carry(group: str, kind: str, new: Object, old: Object) -> None:
-    """Keep what the cluster gave a Service where an update leaves it out, so that a plain PUT loses no address."""
-    if (group, kind) != ("", "Service"):
-        return
-    before, after = old.get("spec") or {}, new.setdefault("spec", {})
-    if after.get("type") == "ExternalName" or before.get("type") == "ExternalName":
-        return
-    for key in ("clusterIP", "clusterIPs", "ipFamilies", "ipFamilyPolicy"):
-        if not after.get(key) and before.get(key):
-            after[key] = before[key]
-    if after.get("type") not in {"NodePort", "LoadBalancer"}:
-        return
-    if not after.get("healthCheckNodePort") and before.get("healthCheckNodePort"):
-        after["healthCheckNodePort"] = before["healthCheckNodePort"]
-    given = {
-        (port.get("port"), port.get("protocol")): port.get("nodePort") for port in before.get("ports") or ()
-    }
-    for port in after.get("ports") or ():
-        number = given.get((port.get("port"), port.get("protocol")))
-        if number and not port.get("nodePort"):
-            port["nodePort"] = number
+    """Keep what the cluster gave an object where an update leaves it out."""
+    if (group, kind) == ("", "Service"):
+        service.carry(new, old)
 
 
 def reset_status(resource: Resource, document: Object) -> None:

@@ -5,12 +5,16 @@ https://kubernetes.io/docs/tasks/run-application/access-api-from-pod/
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 from typing import Final
 
 from poplin.apiserver.collection import Object
+from poplin.apiserver.deletion import DeleteOptions
 from poplin.apiserver.lifecycle import Lifecycle
 from poplin.apiserver.options import Options
+from poplin.apiserver.resource import lookup
+from poplin.model.errors import InvalidInputError
+from poplin.model.kernel import IPAddress, IPNetwork
 
 NAME: Final = "kubernetes"
 NAMESPACE: Final = "default"
@@ -24,6 +28,56 @@ class Endpoint:
     cluster_ip: str
     addresses: Sequence[str]
     port: int
+
+    def names(self) -> list[str]:
+        """What pods call the server, for its certificate."""
+        prefixes = [
+            NAME,
+            f"{NAME}.{NAMESPACE}",
+            f"{NAME}.{NAMESPACE}.svc",
+            f"{NAME}.{NAMESPACE}.svc.cluster.local",
+        ]
+        return [*prefixes, self.cluster_ip, *self.addresses]
+
+
+def make_endpoint(networks: Sequence[IPNetwork], addresses: Sequence[IPAddress], port: int) -> Endpoint:
+    """The first address of the first range, for a server at those of `addresses` that are of its family.
+
+    Raises InvalidInputError where there are none.
+    """
+    network = networks[0]
+    served = [str(address) for address in addresses if address.version == network.version]
+    if not served:
+        raise InvalidInputError(
+            f"the server has no IPv{network.version} address",
+            where=f"service range {network}",
+            remedy="name a range of the server's family first",
+        )
+    return Endpoint(str(network.network_address + 1), served, port)
+
+
+MIN_HOST_BITS: Final = 3
+"""Room for the API's own address and cluster DNS."""
+
+
+def parse_service_networks(text: str) -> tuple[IPNetwork, ...]:
+    """The ranges of a `--service-cidr`: one, or two of different families. Raises InvalidInputError."""
+    try:
+        networks = tuple(ip_network(part.strip()) for part in text.split(","))
+    except ValueError as error:
+        raise InvalidInputError(str(error), where=f"--service-cidr {text}") from None
+    if len({network.version for network in networks}) < len(networks):
+        raise InvalidInputError(
+            "two ranges of one family", where=f"--service-cidr {text}", remedy="give one of each family"
+        )
+    for network in networks:
+        if network.max_prefixlen - network.prefixlen < MIN_HOST_BITS:
+            raise InvalidInputError(
+                f"{network} is too small",
+                where=f"--service-cidr {text}",
+                remedy=f"use a prefix of at most /{network.max_prefixlen - MIN_HOST_BITS}",
+            )
+    return networks
 
 
 async def publish(lifecycle: Lifecycle, endpoint: Endpoint) -> None:
@@ -63,7 +117,19 @@ async def _put(lifecycle: Lifecycle, group: str, plural: str, wanted: Object) ->
     if resource is None:
         return
     key = (NAMESPACE, NAME)
-    if lifecycle.collection(resource).head(key) is None:
+    standing = lifecycle.collection(resource).head(key)
+    if standing is not None and _moves(standing.decode(), wanted):
+        # The cluster's range is another one now, and an address never changes in place.
+        await lifecycle.delete(resource, key, DeleteOptions())
+        standing = None
+    if standing is None:
         await lifecycle.create(resource, NAMESPACE, wanted, Options())
     else:
         await lifecycle.update(resource, key, lambda _: wanted, Options())
+
+
+def _moves(standing: Object, wanted: Object) -> bool:
+    """Whether the update would change what must not change."""
+    return lookup(standing, "spec.clusterIP") != lookup(wanted, "spec.clusterIP") or (
+        standing.get("addressType") != wanted.get("addressType")
+    )

@@ -1,4 +1,4 @@
-"""Rules for what carries addresses and ports: Services, EndpointSlices, NetworkPolicies, Nodes."""
+"""Rules for what carries addresses and ports: EndpointSlices, NetworkPolicies, Nodes."""
 
 from collections.abc import Iterator
 from ipaddress import ip_address, ip_network
@@ -7,68 +7,10 @@ from typing import Any
 from poplin.apiserver.collection import Object
 from poplin.apiserver.resource import lookup
 from poplin.apiserver.status import Cause
-from poplin.apiserver.syntax import check, check_labels
+from poplin.apiserver.syntax import check
 
 
-def check_service(new: Object, old: Object | None) -> Iterator[Cause]:
-    spec = new.get("spec") or {}
-    ports = spec.get("ports") or []
-    kind, cluster_ip = spec.get("type"), spec.get("clusterIP")
-    if kind == "ExternalName":
-        if not spec.get("externalName"):
-            yield Cause("spec.externalName", "Required value", "FieldValueRequired")
-    elif not ports and cluster_ip != "None":
-        yield Cause("spec.ports", "Required value", "FieldValueRequired")
-    yield from _check_service_ports(ports)
-    yield from check_labels(spec.get("selector"), "spec.selector")
-    if cluster_ip == "None" and kind in {"NodePort", "LoadBalancer"}:
-        message = f"Invalid value: \"None\": may not be set to 'None' for {kind} services"
-        yield Cause("spec.clusterIPs[0]", message)
-    for index, address in enumerate(spec.get("clusterIPs") or ()):
-        if address != "None" and not _is_address(address):
-            yield Cause(
-                f"spec.clusterIPs[{index}]", f'Invalid value: "{address}": must be a valid IP address'
-            )
-    for index, address in enumerate(spec.get("externalIPs") or ()):
-        if not _is_address(address):
-            yield Cause(
-                f"spec.externalIPs[{index}]", f'Invalid value: "{address}": must be a valid IP address'
-            )
-    for index, network in enumerate(spec.get("loadBalancerSourceRanges") or ()):
-        if not _is_network(network.strip()):
-            where = f"spec.loadBalancerSourceRanges[{index}]"
-            yield Cause(where, f'Invalid value: "{network}": must be a valid CIDR value')
-    before = lookup(old, "spec.clusterIP")
-    if (
-        before
-        and cluster_ip != before
-        and kind != "ExternalName"
-        and lookup(old, "spec.type") != "ExternalName"
-    ):
-        yield Cause("spec.clusterIPs[0]", f'Invalid value: ["{cluster_ip}"]: may not change once set')
-
-
-def _check_service_ports(ports: list[Object]) -> Iterator[Cause]:
-    names: set[str] = set()
-    pairs: set[tuple[Any, Any]] = set()
-    for index, port in enumerate(ports):
-        where, name = f"spec.ports[{index}]", port.get("name")
-        if not name and len(ports) > 1:
-            yield Cause(f"{where}.name", "Required value", "FieldValueRequired")
-        elif name:
-            yield from check(name, "label", f"{where}.name")
-            if name in names:
-                yield Cause(f"{where}.name", f'Duplicate value: "{name}"', "FieldValueDuplicate")
-            names.add(name)
-        pair = (port.get("protocol"), port.get("port"))
-        if pair in pairs:
-            message = f'Duplicate value: {{"port":{pair[1]},"protocol":"{pair[0]}"}}'
-            yield Cause(where, message, "FieldValueDuplicate")
-        pairs.add(pair)
-        yield from _check_port(port.get("targetPort"), f"{where}.targetPort")
-
-
-def _check_port(port: Any, where: str) -> Iterator[Cause]:
+def check_port(port: Any, where: str) -> Iterator[Cause]:
     """A port number or the name of a container's port."""
     if isinstance(port, int) and not 1 <= port <= 65535:
         yield Cause(where, f"Invalid value: {port}: must be between 1 and 65535, inclusive")
@@ -76,7 +18,8 @@ def _check_port(port: Any, where: str) -> Iterator[Cause]:
         yield from check(port, "port", where)
 
 
-def _is_address(text: str) -> bool:
+def is_address(text: str) -> bool:
+    """Whether it is an address of either family."""
     try:
         ip_address(text)
     except ValueError:
@@ -84,7 +27,8 @@ def _is_address(text: str) -> bool:
     return True
 
 
-def _is_network(text: str) -> bool:
+def is_network(text: str) -> bool:
+    """Whether it is a network in CIDR notation, of either family."""
     try:
         ip_network(text, strict=False)
     except ValueError:
@@ -118,14 +62,14 @@ def _check_peer(peer: Object, where: str) -> Iterator[Cause]:
         message = "Forbidden: may not specify both ipBlock and another peer"
         yield Cause(where, message, "FieldValueForbidden")
     cidr = block.get("cidr", "")
-    if not _is_network(cidr):
+    if not is_network(cidr):
         message = f'Invalid value: "{cidr}": must be a valid CIDR value, (e.g. 10.9.8.0/24 or 2001:db8::/64)'
         yield Cause(f"{where}.ipBlock.cidr", message)
         return
     outer = ip_network(cidr, strict=False)
     for index, text in enumerate(block.get("except") or ()):
         field = f"{where}.ipBlock.except[{index}]"
-        if not _is_network(text):
+        if not is_network(text):
             yield Cause(field, f'Invalid value: "{text}": must be a valid CIDR value')
             continue
         inner = ip_network(text, strict=False)
@@ -136,7 +80,7 @@ def _check_peer(peer: Object, where: str) -> Iterator[Cause]:
 
 def _check_policy_port(port: Object, where: str) -> Iterator[Cause]:
     number, end = port.get("port"), port.get("endPort")
-    yield from _check_port(number, f"{where}.port")
+    yield from check_port(number, f"{where}.port")
     if end is None:
         return
     if not isinstance(number, int):
@@ -151,14 +95,14 @@ def check_slice(new: Object, old: Object | None) -> Iterator[Cause]:
     version = {"IPv4": 4, "IPv6": 6}.get(new.get("addressType", ""))
     for index, endpoint in enumerate(new.get("endpoints") or ()):
         for number, address in enumerate(endpoint.get("addresses") or ()):
-            if version and not (_is_address(address) and ip_address(address).version == version):
+            if version and not (is_address(address) and ip_address(address).version == version):
                 where = f"endpoints[{index}].addresses[{number}]"
                 yield Cause(where, f'Invalid value: "{address}": must be a valid IPv{version} address')
 
 
 def check_node(new: Object, old: Object | None) -> Iterator[Cause]:
     for index, text in enumerate(lookup(new, "spec.podCIDRs") or ()):
-        if not _is_network(text):
+        if not is_network(text):
             yield Cause(f"spec.podCIDRs[{index}]", f'Invalid value: "{text}": must be a valid CIDR value')
     before = lookup(old, "spec.podCIDRs")
     if before and before != lookup(new, "spec.podCIDRs"):

@@ -8,9 +8,10 @@ from collections.abc import Iterator, Mapping
 from typing import Final
 
 from poplin.apiserver.collection import Object
-from poplin.apiserver.netrules import check_network_policy, check_node, check_service, check_slice
+from poplin.apiserver.netrules import check_network_policy, check_node, check_slice
 from poplin.apiserver.podrules import Rule, check_pod_spec, check_pod_update, check_selector, restart_policy
 from poplin.apiserver.resource import lookup
+from poplin.apiserver.servicerules import check_service
 from poplin.apiserver.status import Cause
 
 IMMUTABLE: Final = "field is immutable"

@@ -7,6 +7,7 @@ import logging
 import ssl
 from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import dataclass
+from ipaddress import ip_network
 from pathlib import Path
 from socket import socket
 from typing import Final, Self
@@ -18,6 +19,7 @@ from aiohttp.http import RawRequestMessage
 from aiohttp.web_protocol import RequestHandler
 
 from poplin.apiserver import discovery, openapi, review, status
+from poplin.apiserver.allocation import ServiceAllocator
 from poplin.apiserver.authentication import ANONYMOUS, Authenticator, TokenIssuer, read_tokens
 from poplin.apiserver.certificates import Authority, load_key, write_private
 from poplin.apiserver.collection import Object
@@ -32,12 +34,15 @@ from poplin.apiserver.rest import Rest, respond
 from poplin.apiserver.status import StatusError
 from poplin.apiserver.store import Store
 from poplin.apiserver.subresource import Subresources
+from poplin.model.kernel import IPNetwork
 
 log = logging.getLogger(__name__)
 HEALTH: Final = frozenset({"/healthz", "/livez", "/readyz", "/version"})
 BODY_LIMIT_BYTES: Final = 3 << 20
 NAMESPACES: Final = ("default", "kube-system", "kube-public", "kube-node-lease")
 SHUTDOWN_TIMEOUT_S: Final = 2.0
+SERVICE_NETWORKS: Final = (ip_network("10.96.0.0/16"), ip_network("fd00:10:96::/112"))
+"""Where clusterIPs come from unless others are given."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,13 +50,15 @@ class Settings:
     """Where the server keeps its files, and the names and addresses its certificate is good for.
 
     `tokens` is a static token file (see `authentication.read_tokens`); `endpoint` is what pods are told
-    about the server, None where nothing tells them.
+    about the server, None where nothing tells them. `service_networks` are what clusterIPs are taken from, at
+    most one of each family: a Service that does not ask for a family gets the first one's.
     """
 
     directory: Path
     names: Sequence[str] = ()
     tokens: Path | None = None
     endpoint: Endpoint | None = None
+    service_networks: Sequence[IPNetwork] = SERVICE_NETWORKS
 
 
 class ApiServer:
@@ -74,13 +81,15 @@ class ApiServer:
         definitions = self.registry.find("apiextensions.k8s.io", "v1", "customresourcedefinitions")
         assert definitions is not None  # noqa: S101  - a row of data/resources.toml
         self._customs = CustomResources(self.lifecycle, definitions)
-        self.lifecycle.hooks.append(self._customs.prepare)
+        self._allocator = ServiceAllocator(self.lifecycle, settings.service_networks)
+        self.lifecycle.hooks += [self._customs.prepare, self._allocator]
         self._rest = Rest(self.lifecycle)
         self.subresources = Subresources(self.lifecycle, self._rest, tokens)
         self._janitor = Janitor(self.lifecycle, self._customs, self.authority.pem.decode())
 
     async def __aenter__(self) -> Self:
         self._customs.load()
+        self._allocator.load()
         self.store.listen(self._customs.observe)
         self._janitor.start()
         await self._bootstrap()

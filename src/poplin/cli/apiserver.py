@@ -3,16 +3,20 @@
 import asyncio
 import signal
 import socket
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from poplin.apiserver.server import ApiServer, Settings, serve
+from poplin.apiserver.endpoint import make_endpoint, parse_service_networks
+from poplin.apiserver.server import SERVICE_NETWORKS, ApiServer, Settings, serve
 from poplin.model.errors import InvalidInputError
+from poplin.model.kernel import IPAddress
 
 app = typer.Typer()
 DEFAULT_LISTEN = "127.0.0.1:6443"
+DEFAULT_SERVICES = ",".join(map(str, SERVICE_NETWORKS))
 
 
 @app.command("apiserver")
@@ -28,14 +32,36 @@ def run(
     name: Annotated[
         list[str] | None, typer.Option(help="Another name or address for the certificate.")
     ] = None,
+    service_cidr: Annotated[
+        str,
+        typer.Option(help="What clusterIPs are taken from; one of each family, the default one first."),
+    ] = DEFAULT_SERVICES,
+    advertise_address: Annotated[
+        list[str] | None,
+        typer.Option(help="Where pods reach this server: makes the Service `kubernetes`. May be repeated."),
+    ] = None,
 ) -> None:
     """Serve the Kubernetes API over a directory until SIGTERM or SIGINT. Writes DATA_DIR/kubeconfig."""
     addresses = listen if listen or fd else [DEFAULT_LISTEN]
     sockets = [bind(address) for address in addresses or ()]
     sockets += [socket.socket(fileno=number) for number in fd or ()]
     hosts = [one.getsockname()[0] for one in sockets if one.family in {socket.AF_INET, socket.AF_INET6}]
-    settings = Settings(data_dir, sorted({*hosts, *(name or ())}), token_file)
+    networks = parse_service_networks(service_cidr)
+    endpoint = None
+    names = {*hosts, *(name or ())}
+    if advertise_address:
+        advertised = [_parse_address(text) for text in advertise_address]
+        endpoint = make_endpoint(networks, advertised, sockets[0].getsockname()[1])
+        names.update(endpoint.names())
+    settings = Settings(data_dir, sorted(names), token_file, endpoint, networks)
     asyncio.run(_run(settings, sockets))
+
+
+def _parse_address(text: str) -> IPAddress:
+    try:
+        return ip_address(text)
+    except ValueError:
+        raise InvalidInputError("no address", where=f"--advertise-address {text}") from None
 
 
 def bind(address: str) -> socket.socket:

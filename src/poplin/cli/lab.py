@@ -10,13 +10,14 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from poplin.apiserver.endpoint import parse_service_networks
 from poplin.cli.demo import demo
 from poplin.cli.output import Format, Output
 from poplin.cli.progress import Progress
 from poplin.cli.root import require_root
 from poplin.datastore.kubeconfig import find_access
 from poplin.datastore.netconf import parse_netconf
-from poplin.lab.addressing import parse_families
+from poplin.lab.addressing import check_services, parse_families
 from poplin.lab.cri.containerd import node_containerd
 from poplin.lab.cri.store import load_images
 from poplin.lab.enter import enter
@@ -67,6 +68,9 @@ def up(
     missing_image: Annotated[
         MissingImage, typer.Option(help="With containerd, what is run for an image that is not loaded.")
     ] = MissingImage.ECHO,
+    service_cidr: Annotated[
+        str, typer.Option(help="What clusterIPs are taken from. [default: 10.96.0.0/16,fd00:10:96::/112]")
+    ] = "",
 ) -> None:
     """Make a lab and wait until its nodes are ready; on one that stands, start what has died.
 
@@ -78,6 +82,7 @@ def up(
     parse_netconf(text, str(net_conf or "net-conf.json"))
     if kubeconfig:
         find_access({}, kubeconfig=kubeconfig)
+    services = check_services(parse_service_networks(service_cidr) if service_cidr else (), versions)
     settings = Settings(
         name=check_name(name),
         nodes=check_nodes(nodes),
@@ -88,6 +93,7 @@ def up(
         kubelet=_embedded("--kubelet", kubelet),
         runtime=runtime,
         missing_image=missing_image,
+        service_networks=tuple(map(str, services)),
     )
     began = time.monotonic()
     made = bring_up(settings, Progress(Console(highlight=False)).step)

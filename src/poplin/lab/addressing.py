@@ -18,6 +18,7 @@ UNDERLAY: Final[dict[int, IPNetwork]] = {4: ip_network("172.18.0.0/16"), 6: ip_n
 PODS: Final[dict[int, IPNetwork]] = {4: ip_network("10.244.0.0/16"), 6: ip_network("fd00:10:244::/56")}
 NODE_PREFIX: Final[dict[int, int]] = {4: 24, 6: 64}
 SERVICES: Final[dict[int, IPNetwork]] = {4: ip_network("10.96.0.0/16"), 6: ip_network("fd00:10:96::/112")}
+DNS_HOST: Final = 10
 API_PORT: Final = 6443
 MAX_NODES: Final = 255
 """As many /24 as pods' /16 holds, less the underlay's gateway."""
@@ -25,9 +26,10 @@ MAX_NODES: Final = 255
 
 @dataclass(frozen=True, slots=True)
 class Addressing:
-    """A lab's addresses in the IP versions that it speaks."""
+    """A lab's addresses in the IP versions that it speaks; `services` are its ranges of clusterIPs, none the usual."""
 
     versions: Sequence[int]
+    services: Sequence[IPNetwork] = ()
 
     def gateways(self) -> tuple[IPInterface, ...]:
         """The fabric's own addresses: each node's default route, and where the API is reached."""
@@ -43,7 +45,11 @@ class Addressing:
 
     def service_networks(self) -> tuple[IPNetwork, ...]:
         """The ranges of ClusterIPs."""
-        return tuple(SERVICES[version] for version in self.versions)
+        return tuple(self.services) or tuple(SERVICES[version] for version in self.versions)
+
+    def dns_addresses(self) -> tuple[IPAddress, ...]:
+        """Where pods ask for names: the tenth address of each range, as kubeadm has it."""
+        return tuple(network.network_address + DNS_HOST for network in self.service_networks())
 
     def api_address(self) -> IPAddress:
         """Where agents reach the API: the gateway, of the first family."""
@@ -61,3 +67,23 @@ def parse_families(text: str) -> tuple[int, ...]:
             f"{text!r} is no IP family", where="--ip-family", remedy=f"use one of {', '.join(FAMILIES)}"
         )
     return FAMILIES[text]
+
+
+def check_services(services: Sequence[IPNetwork], versions: Sequence[int]) -> tuple[IPNetwork, ...]:
+    """Ranges of clusterIPs in the order of the lab's families; none is the usual ones.
+
+    Raises InvalidInputError for those of families that it does not speak, or that others of it have.
+    """
+    others = [*UNDERLAY.values(), *PODS.values()]
+    given = {network.version: network for network in services}
+    for network in services:
+        if network.version not in versions:
+            what, remedy = f"the lab has no IPv{network.version}", "choose another --ip-family"
+        elif any(network.version == other.version and network.overlaps(other) for other in others):
+            what, remedy = f"{network} is the lab's own", "choose another range"
+        elif versions[0] not in given:
+            what, remedy = f"no IPv{versions[0]} range, where the API is", "add one"
+        else:
+            continue
+        raise InvalidInputError(what, where="--service-cidr", remedy=remedy)
+    return tuple(given[version] for version in versions if version in given)

@@ -7,11 +7,13 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 from poplin.apiserver import server as apiserver
+from poplin.apiserver.endpoint import make_endpoint
 from poplin.apiserver.server import ApiServer
 from poplin.datastore.access import Access
 from poplin.datastore.client import ApiClient
 from poplin.datastore.kubeconfig import find_access
 from poplin.lab.access import server_url, split_server, write_fabric_kubeconfig
+from poplin.lab.addressing import API_PORT
 from poplin.lab.controllers.runtime import run as run_controllers
 from poplin.lab.directory import Directory
 from poplin.lab.kubelet.kubelet import Kubelet
@@ -45,14 +47,17 @@ async def _serve_api(
     directory: Directory, settings: Settings, listeners: Sequence[socket.socket]
 ) -> AsyncIterator[tuple[ApiServer, Access]]:
     """The embedded API server, with its kubeconfigs written; how to reach it from here."""
-    gateways = settings.addressing.gateways()
-    names = sorted({*(str(gateway.ip) for gateway in gateways), "127.0.0.1"})
-    server = ApiServer(apiserver.Settings(directory.api, names))
+    addressing = settings.addressing
+    gateways = [gateway.ip for gateway in addressing.gateways()]
+    networks = addressing.service_networks()
+    endpoint = make_endpoint(networks, [addressing.api_address()], API_PORT)
+    names = sorted({*map(str, gateways), *endpoint.names(), "127.0.0.1"})
+    server = ApiServer(apiserver.Settings(directory.api, names, endpoint=endpoint, service_networks=networks))
     async with server, apiserver.serve(server, listeners):
         port = listeners[0].getsockname()[1]
         if not directory.kubeconfig.exists():
             server.write_kubeconfig(
-                directory.fabric_kubeconfig, server_url("https", settings.addressing.api_address())
+                directory.fabric_kubeconfig, server_url("https", addressing.api_address())
             )
             # The last file of all: who sees it may use the API.
             server.write_kubeconfig(directory.kubeconfig, f"https://127.0.0.1:{port}")

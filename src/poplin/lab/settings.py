@@ -4,6 +4,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Any, Final
 
@@ -42,7 +43,7 @@ class MissingImage(StrEnum):
 class Settings:
     """A lab. `net_conf` is the text of net-conf.json; `kubeconfig` "" means the embedded API server.
 
-    `missing_image` is for containerd.
+    `missing_image` is for containerd. `service_networks` are texts, none of them the lab's own ranges.
     """
 
     name: str
@@ -54,11 +55,12 @@ class Settings:
     kubelet: bool = True
     runtime: Runtime = Runtime.PROCESS
     missing_image: MissingImage = MissingImage.ECHO
+    service_networks: tuple[str, ...] = ()
 
     @property
     def addressing(self) -> Addressing:
         """Who has which address."""
-        return Addressing(self.versions)
+        return Addressing(self.versions, tuple(ip_network(text) for text in self.service_networks))
 
     def node_names(self) -> tuple[str, ...]:
         """node-1, node-2, ..."""

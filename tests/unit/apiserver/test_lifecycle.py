@@ -6,10 +6,12 @@ import msgspec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from poplin.apiserver.allocation import ServiceAllocator
 from poplin.apiserver.lifecycle import Lifecycle
 from poplin.apiserver.options import Options
 from poplin.apiserver.resource import Registry
 from poplin.apiserver.schema import Node
+from poplin.apiserver.server import SERVICE_NETWORKS
 from poplin.apiserver.status import StatusError
 from poplin.apiserver.store import Store
 from poplin.apiserver.table import make_row
@@ -82,6 +84,7 @@ async def write(resource, documents: list[dict]) -> None:
     registry = Registry()
     store = Store(":memory:")
     lifecycle = Lifecycle(store, registry)
+    lifecycle.hooks.append(ServiceAllocator(lifecycle, SERVICE_NETWORKS))
     namespaces = registry.find("", "v1", "namespaces")
     await lifecycle.create(namespaces, "", {"metadata": {"name": "default"}}, Options())
     namespace = "default" if resource.namespaced else ""

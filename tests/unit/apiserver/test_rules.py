@@ -113,9 +113,16 @@ CASES = [
     ("", service(externalIPs=["1.2.3"]), {"spec.externalIPs[0]": "FieldValueInvalid"}),
     (
         "",
-        service(loadBalancerSourceRanges=["1.2.3.4"]),
+        service(loadBalancerSourceRanges=["1.2.3.4"], type="LoadBalancer"),
         {"spec.loadBalancerSourceRanges[0]": "FieldValueInvalid"},
     ),
+    ("", service(externalIPs=["127.0.0.1"]), {"spec.externalIPs[0]": "FieldValueInvalid"}),
+    ("", service(loadBalancerClass="a/b"), {"spec.loadBalancerClass": "FieldValueForbidden"}),
+    ("", service(healthCheckNodePort=30001), {"spec.healthCheckNodePort": "FieldValueForbidden"}),
+    ("", service(externalTrafficPolicy="Local"), {"spec.externalTrafficPolicy": "FieldValueInvalid"}),
+    ("", service(trafficDistribution="PreferClose"), {}),
+    ("", service(trafficDistribution="Near"), {"spec.trafficDistribution": "FieldValueNotSupported"}),
+    ("", service(ports=[{"port": 80, "nodePort": 30001}]), {"spec.ports[0].nodePort": "FieldValueForbidden"}),
     (NETWORK, policy(podSelector={}), {}),
     (NETWORK, policy(policyTypes=["Both"]), {"spec.policyTypes[0]": "FieldValueNotSupported"}),
     (NETWORK, peer(cidr="10.0.0.0/8"), {}),
@@ -174,8 +181,9 @@ def test_a_pod_may_change_its_image_and_be_bound_but_no_more():
 
 
 def test_a_cluster_ip_is_given_once():
-    assert faults("", service(clusterIP="10.0.0.1"), service()) == {}
-    assert faults("", service(clusterIP="10.0.0.2"), service(clusterIP="10.0.0.1")) == {
+    old = service(clusterIP="10.0.0.1", clusterIPs=["10.0.0.1"])
+    assert faults("", old, service()) == {}
+    assert faults("", service(clusterIP="10.0.0.2", clusterIPs=["10.0.0.2"]), old) == {
         "spec.clusterIPs[0]": "FieldValueInvalid"
     }
 

@@ -1,9 +1,9 @@
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 
 import pytest
 
 from poplin.datastore.netconf import parse_netconf
-from poplin.lab.addressing import MAX_NODES, UNDERLAY, Addressing, parse_families
+from poplin.lab.addressing import MAX_NODES, UNDERLAY, Addressing, check_services, parse_families
 from poplin.lab.directory import Directory
 from poplin.lab.settings import (
     Backend,
@@ -70,3 +70,19 @@ def test_settings_are_read_as_they_were_written(tmp_path):
     (tmp_path / "lab.json").write_text("{")
     with pytest.raises(InvalidInputError, match="poplin lab down"):
         read_settings(tmp_path / "lab.json")
+
+
+def test_services_have_the_usual_ranges_or_those_that_are_given():
+    assert [str(one) for one in Addressing((4, 6)).dns_addresses()] == ["10.96.0.10", "fd00:10:96::a"]
+    given = (ip_network("fd00:5::/112"), ip_network("10.5.0.0/24"))
+    services = check_services(given, (4, 6))
+    assert [str(one) for one in Addressing((4, 6), services).dns_addresses()] == ["10.5.0.10", "fd00:5::a"]
+    assert check_services((), (4,)) == ()
+
+
+@pytest.mark.parametrize(
+    ("text", "versions"), [("fd00:5::/112", (4,)), ("10.244.8.0/24", (4,)), ("fd00:5::/112", (4, 6))]
+)
+def test_ranges_that_a_lab_cannot_have_are_refused(text, versions):
+    with pytest.raises(InvalidInputError, match="--service-cidr"):
+        check_services((ip_network(text),), versions)

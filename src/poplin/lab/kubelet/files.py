@@ -13,8 +13,6 @@ from poplin.lab.kubelet.document import Pod
 from poplin.model.kernel import IPAddress
 
 DOMAIN: Final = "cluster.local"
-DNS_HOST: Final = 10
-"""The cluster's DNS service has the tenth address of the Services' range, as kubeadm gives it."""
 
 
 def make_files(pod: Pod, addresses: Sequence[IPAddress], addressing: Addressing) -> dict[str, str]:
@@ -67,7 +65,7 @@ def make_resolv_conf(pod: Pod, addressing: Addressing) -> str | None:
     if policy == "Default" or (policy == "ClusterFirst" and pod.host_network):
         return None
     if policy != "None":
-        servers = [str(network.network_address + DNS_HOST) for network in addressing.service_networks()]
+        servers = [str(address) for address in addressing.dns_addresses()]
         searches = [f"{pod.namespace}.svc.{DOMAIN}", f"svc.{DOMAIN}", DOMAIN]
         options = ["ndots:5"]
     servers += extra.get("nameservers") or []
