@@ -278,9 +278,10 @@ class Node(Host):
         *,
         stdin: bytes | None = None,
         env: Mapping[str, str] | None = None,
+        plugin: Path | None = None,
         **config: Any,
     ) -> Answer:
-        """Run poplin-cni as a runtime does."""
+        """Run poplin-cni, or another plugin, as a runtime does."""
         environment = {"CNI_COMMAND": command, "CNI_PATH": "/opt/cni/bin"}
         if pod is not None:
             environment |= {
@@ -290,7 +291,7 @@ class Node(Host):
                 "CNI_ARGS": f"IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME={pod.container_id}",
             }
         done = subprocess.run(
-            [shim_path()],
+            [plugin or shim_path()],
             input=self.config(**config) if stdin is None else stdin,
             env=environment | dict(env or {}),
             capture_output=True,

@@ -88,7 +88,6 @@ DAMAGES = {
     "overlay's MAC": on_node("link set flannel.1 address 02:00:00:00:00:02"),
     "overlay's MTU": on_node("link set flannel-v6.1 mtu 1300"),
     "overlay's alias": on_node("link set flannel.1 alias other"),
-    "overlay's name taken": on_node("link del flannel.1", "link add flannel.1 type bridge"),
     "overlay renamed": on_node("link set flannel.1 name mine"),
     "overlay of other VNI": on_node(
         "link del flannel.1", "link add flannel.1 type vxlan id 9 dstport 8472 dev eth0"
@@ -160,6 +159,24 @@ def test_others_links_that_come_and_go_change_nothing(two):
     wait_for(lambda: node.status()["passes"] > before, "a look at what others did", BACK_S)
     node.quiet()
     assert mendings(node) == mended
+
+
+def test_a_link_of_another_kind_under_our_name_is_refused_and_left_alone(two):
+    node = two.nodes[0]
+    node.quiet()
+    before = kernel_state(node)
+    with node.stopped():
+        node.ip_do("link del flannel.1", "link add flannel.1 type bridge", "link set flannel.1 up")
+        [index] = [link["ifindex"] for link in node.ip("link", "show", "flannel.1")]
+    node.wait_condition("kernel programmed", "flannel.1", "'bridge' and not ours", ok=False)
+    assert node.ip("link", "show", "flannel.1")[0]["ifindex"] == index
+    node.ip_do("link set flannel.1 name mine")
+    wait_for(lambda: "flannel.1" in node.links(), "ours is made", BACK_S)
+    node.wait_condition("kernel programmed", ok=True)
+    assert node.ip("link", "show", "mine")[0]["ifindex"] == index
+    node.ip_do("link del mine")
+    wait_for(lambda: kernel_state(node) == before, "all is back", BACK_S)
+    assert probe_pairs(two.pods, two.versions) == []
 
 
 def test_check_mends_what_the_kernel_does_not_tell_of(two):

@@ -10,7 +10,7 @@ from poplin.agent.config import AgentConfig
 from poplin.agent.configuration import Configuration
 from poplin.agent.endpoints import Endpoints
 from poplin.agent.host_ports import HostPorts
-from poplin.agent.install import install_shim, lock_state_dir, make_run_dir, write_atomically
+from poplin.agent.install import install_shim, lock_namespace, lock_state_dir, make_run_dir, write_atomically
 from poplin.agent.loop import Loop
 from poplin.agent.pods import ATTACHMENTS, Pods
 from poplin.agent.publish import Publisher
@@ -51,6 +51,7 @@ class Agent:
         config = self._config
         async with AsyncExitStack() as stack:
             stack.callback(os.close, lock_state_dir(config.state_dir))
+            stack.callback(lock_namespace().close)
             make_run_dir(config.run_dir)
             store = AttachmentStore.open(config.state_dir / ATTACHMENTS)
             stack.callback(store.close)
@@ -66,6 +67,7 @@ class Agent:
                 config.state_dir,
                 self._serving_network,
                 attached=lambda host_link: self._loop.look_at([host_link]),
+                look=lambda: self._loop.suspect(()),
             )
             stack.callback(pods.close)
             self._loop = Loop(
@@ -107,6 +109,7 @@ class Agent:
         return Report(
             node=self._config.node_name,
             conditions=(
+                from_error("attachments stored", self._registry.problem),
                 from_error("cluster in sync", self._nodes.not_in_sync),
                 from_error("configuration valid", self._configuration.problem),
                 from_error("network computed", outcome.hold),
@@ -153,6 +156,9 @@ class Agent:
         """Take a pass's outcome in: log what is new in it, and have it published where it stands."""
         self._outcome = outcome
         self._tell(outcome)
+        for attachment in outcome.adopted:
+            if self._registry.adopt(attachment):
+                self._loop.wake()
         own = self._nodes.objects.get(("", self._config.node_name))
         if outcome.network is not None:
             self._network = outcome.network

@@ -1,10 +1,12 @@
 """Take everything of ours off a node: what a `poplin` without any memory can tell as its own."""
 
+import os
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Final
 
-from poplin.agent.install import lock_state_dir
+from poplin.agent.install import lock_namespace, lock_state_dir
 from poplin.agent.pods import ATTACHMENTS
 from poplin.agent.wiring import read_state
 from poplin.cni.conflist import NAME as CONFLIST
@@ -28,8 +30,14 @@ def remove_everything(state_dir: Path, run_dir: Path, cni_conf_dir: Path) -> Ite
 
     Raises PoplinError where an agent still runs, or the kernel refuses.
     """
-    if state_dir.exists():
-        lock_state_dir(state_dir)
+    with ExitStack() as locks:
+        if state_dir.exists():
+            locks.callback(os.close, lock_state_dir(state_dir))
+        locks.enter_context(lock_namespace())
+        yield from _remove_all(state_dir, run_dir, cni_conf_dir)
+
+
+def _remove_all(state_dir: Path, run_dir: Path, cni_conf_dir: Path) -> Iterator[str]:
     # New pods stop coming first.
     conflist = cni_conf_dir / CONFLIST
     if conflist.exists():

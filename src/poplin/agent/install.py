@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import socket
 import tempfile
 from pathlib import Path
 
@@ -46,6 +47,24 @@ def shim_path() -> Path:
 def install_shim(directory: Path) -> bool:
     """Put poplin-cni where the runtime looks for plugins; tell whether it was another one, or none."""
     return write_atomically(directory / "poplin-cni", shim_path().read_bytes(), 0o755)
+
+
+def lock_namespace() -> socket.socket:
+    """Hold the network namespace: two agents would undo each other's routes, whatever their directories.
+
+    An abstract name of a unix socket belongs to the network namespace (man 7 unix), and goes with the socket.
+    Raises PoplinError.
+    """
+    lock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    try:
+        lock.bind("\0poplin-agent")
+    except OSError as error:
+        lock.close()
+        raise PoplinError(
+            "another agent runs in this network namespace",
+            remedy="stop it first (`ss -xlp src @poplin-agent` names it)",
+        ) from error
+    return lock
 
 
 def lock_state_dir(directory: Path) -> int:

@@ -2,8 +2,10 @@
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
 from ipaddress import ip_interface
 from pathlib import Path
 from typing import Final, TypeVar
@@ -11,7 +13,7 @@ from typing import Final, TypeVar
 from poplin.agent.host_ports import HostPorts
 from poplin.agent.registry import Registry
 from poplin.agent.wiring import Wirer, differences
-from poplin.cni.deletions import forget_deletion, read_deletions
+from poplin.cni.deletions import forget_deletion, is_deleted, read_deletions
 from poplin.cni.error import CniError, ErrorCode
 from poplin.cni.protocol import Request
 from poplin.cni.result import Interface, IPConfig, Result, Route
@@ -28,22 +30,25 @@ T = TypeVar("T")
 REAP_DELAY_S: Final = 0.05
 """How long detached links wait for others: destroying many costs what destroying one does."""
 
+BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
+
 ATTACHMENTS: Final = "attachments.db"
 """The store's file in the state directory."""
 
 WIRING_THREADS: Final = 4
 """How many pods are wired at once. The kernel's lock lets one through at a time, and more only wait."""
 
-CHAIN_S: Final = 1.0
+LOOK_S: Final = 1.0
 """How long after an ADD the pod is looked at again. A plugin behind ours (`tuning`) may set the MAC: the
-kernel then drops the pod's permanent neighbours, and tells nobody outside the pod's namespace."""
+kernel then drops the pod's permanent neighbours. Where the agent may not hear of that, this look mends it."""
 
 
 class Pods:
     """Serves CNI (`poplin.cni.server.Handler`).
 
     `network` gives the node's network, or raises why not; `attached` hears of each pod, by its host link,
-    when the plugins behind ours have had their time with it.
+    when the plugins behind ours have had their time with it. `look` has the kernel read anew: what a failed
+    ADD has left there is nobody's.
     """
 
     def __init__(
@@ -53,15 +58,20 @@ class Pods:
         state_dir: Path,
         network: Callable[[], Network],
         attached: Callable[[str], None],
+        look: Callable[[], None],
     ) -> None:
         self._registry = registry
         self._host_ports = host_ports
         self._state_dir = state_dir
         self._network = network
         self._attached = attached
+        self._look = look
         self._wirer = Wirer(WIRING_THREADS)
         self._threads = ThreadPoolExecutor(WIRING_THREADS, thread_name_prefix="wiring")
         self._at_work = 0
+        self._remains = False
+        self._undone: set[tuple[str, str]] = set()
+        self._troubles: dict[str, str] = {}
         self._leaving = asyncio.Event()
         self.ports = self._wirer.ports
 
@@ -73,6 +83,9 @@ class Pods:
         """Attach a pod: address, veth, routes, neighbours, and its host ports."""
         network = self._network()
         self._registry.serve(network.pod_cidrs)
+        key = request.container_id, request.ifname
+        if is_deleted(self._state_dir, *key):
+            await self._delete(key)
         draft = Attachment(
             container_id=request.container_id,
             ifname=request.ifname,
@@ -90,15 +103,12 @@ class Pods:
         )
         attachment = self._registry.reserve(draft, request.requested_addresses)
         try:
-            await self._at_once(lambda: self._wire(attachment, netns_fd))
+            netns_cookie = await self._at_once(lambda: self._wire(attachment, netns_fd))
+            self._registry.confirm(attachment, netns_cookie)
         except BaseException:
-            self._registry.claim(attachment)
-            await self._in_thread(lambda: self._unwire(attachment))
-            self._release(attachment)
+            await self._undo(attachment)
             raise
-        self._registry.confirm(attachment)
-        forget_deletion(self._state_dir, attachment.container_id, attachment.ifname)
-        asyncio.get_running_loop().call_later(CHAIN_S, self._attached, attachment.host_link)
+        asyncio.get_running_loop().call_later(LOOK_S, self._attached, attachment.host_link)
         return result_of(attachment)
 
     async def delete(self, request: Request, netns_fd: int | None) -> None:
@@ -122,11 +132,10 @@ class Pods:
         """Detach everything but the attachments named; go on after an error, and report all."""
         errors = []
         for attachment in self._registry.all():
-            key = (attachment.container_id, attachment.ifname)
-            if key in request.valid_attachments or attachment.state is AttachmentState.ADDING:
+            if attachment.key in request.valid_attachments or attachment.state is AttachmentState.ADDING:
                 continue
             try:
-                await self._delete(key)
+                await self._delete(attachment.key)
             except PoplinError as error:
                 errors.append(str(error))
         if errors:
@@ -135,18 +144,29 @@ class Pods:
     async def status(self) -> None:
         """Say whether an ADD can be served, by raising why not."""
         self._network()
+        if self._registry.problem is not None:
+            raise self._registry.problem
 
     async def settle(self) -> None:
-        """Undo what an agent before this one left half done, and the deletions that it was not there for."""
-        for attachment in self._registry.unfinished():
-            await self._delete((attachment.container_id, attachment.ifname))
+        """Undo what an agent before this one left half done, and forget pods that are gone: all, after a boot."""
+        with self._reported("order among the attachments"):
+            rebooted = self._registry.boot(BOOT_ID.read_text().strip())
+            for attachment in self._registry.all():
+                half_made = attachment.state is AttachmentState.ADDING
+                if half_made or rebooted or await self._in_thread(partial(self._wirer.is_gone, attachment)):
+                    log.info("attachment forgotten", extra={"attachment": attachment.key})
+                    self._undone.add(attachment.key)
         await self.tidy()
 
     async def tidy(self) -> None:
-        """Do the deletions that poplin-cni has noted while no agent answered, and fold the store's log."""
-        await self._in_thread(lambda: checkpoint(self._state_dir / ATTACHMENTS))
-        for container_id, ifname in read_deletions(self._state_dir):
-            await self._delete((container_id, ifname))
+        """Do what could not be done: deletions that poplin-cni has noted, ADDs not undone; fold the store's log."""
+        with self._reported("upkeep of the store"):
+            await self._in_thread(lambda: checkpoint(self._state_dir / ATTACHMENTS))
+            if self._registry.problem is not None:
+                self._registry.boot(BOOT_ID.read_text().strip())
+        for key in {*self._undone, *read_deletions(self._state_dir)}:
+            with self._reported(f"deletion of {key}"):
+                await self._delete(key)
 
     async def reap(self) -> None:
         """Destroy the links of detached pods, many at a time, for ever."""
@@ -160,6 +180,26 @@ class Pods:
             except PoplinError as error:
                 log.warning("links not destroyed", extra={"error": str(error), "links": sorted(links)})
             self._registry.reaped(links)
+            if self._remains:
+                self._remains = False
+                self._look()
+
+    async def _undo(self, attachment: Attachment) -> None:
+        """Undo an ADD that failed, and forget it even where the kernel keeps something of it.
+
+        That is no attachment's then, and the look at the kernel that is asked for takes it away.
+        """
+        self._registry.claim(attachment)
+        with self._reported(f"undoing ADD of {attachment.key}"):
+            try:
+                await self._in_thread(lambda: self._unwire(attachment))
+            except PoplinError:
+                self._remains = True
+                raise
+            finally:
+                self._undone.add(attachment.key)
+                self._release(attachment)
+                self._undone.discard(attachment.key)
 
     async def _delete(self, key: tuple[str, str], netns_fd: int | None = None) -> None:
         attachment = self._registry.get(key)
@@ -167,12 +207,26 @@ class Pods:
             self._registry.claim(attachment)
             await self._in_thread(lambda: self._detach(attachment, netns_fd))
             self._release(attachment)
+        self._undone.discard(key)
         forget_deletion(self._state_dir, *key)
 
-    def _wire(self, attachment: Attachment, netns_fd: int) -> None:
-        self._wirer.wire(attachment, netns_fd)
+    @contextmanager
+    def _reported(self, task: str) -> Iterator[None]:
+        """Go on after a failure of something that is tried again, and log it once."""
+        try:
+            yield
+        except PoplinError as error:
+            if self._troubles.get(task) != str(error):
+                log.warning("not done yet", extra={"task": task, "error": str(error)})
+            self._troubles[task] = str(error)
+        else:
+            self._troubles.pop(task, None)
+
+    def _wire(self, attachment: Attachment, netns_fd: int) -> int:
+        netns_cookie = self._wirer.wire(attachment, netns_fd)
         if attachment.port_mappings:
             self._host_ports.publish(attachment)
+        return netns_cookie
 
     def _unwire(self, attachment: Attachment) -> None:
         try:

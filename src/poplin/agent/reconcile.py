@@ -15,7 +15,7 @@ from typing import Final
 from poplin.agent.config import AgentConfig
 from poplin.agent.host_ports import HostPorts
 from poplin.agent.registry import Registry, Snapshot
-from poplin.agent.wiring import is_wired, mend_pod, read_state, shaped_links
+from poplin.agent.wiring import is_wired, mend_pod, open_netns_of, read_state, shaped_links
 from poplin.compile.host_ports import TABLE as HOST_PORT_TABLE
 from poplin.compile.network import Network, compile_network
 from poplin.compile.node_table import compile_node_table
@@ -24,18 +24,18 @@ from poplin.compile.underlay import Underlay, find_underlays
 from poplin.dataplane.netlink.reader import RouteReader
 from poplin.dataplane.netlink.request import describe, object_of
 from poplin.dataplane.netlink.route_socket import RouteSocket
-from poplin.dataplane.netns import in_namespace, open_netns
+from poplin.dataplane.netns import in_namespace
 from poplin.dataplane.nftables.socket import NftSocket
 from poplin.dataplane.sysctl import read_sysctl, write_sysctl
 from poplin.model.attachment import Attachment
 from poplin.model.cluster import Node
-from poplin.model.errors import KernelError, PoplinError
+from poplin.model.errors import KernelError, PoplinError, TemporaryError
 from poplin.model.kernel import POD_LINK_GROUP, Address, Link, Neighbour, Redirect, Route, TokenBucket, Veth
 from poplin.model.netconf import NetConf
 from poplin.model.nftables import Table
 from poplin.model.state import NetworkState, unite
 from poplin.plan.fold import fold
-from poplin.plan.network import is_ours, plan_network
+from poplin.plan.network import find_strangers, is_ours, plan_network
 from poplin.plan.nftables import plan_table
 from poplin.plan.operation import Operation, Put
 
@@ -65,7 +65,8 @@ class Outcome:
     """What a pass has found and done.
 
     `network` is None where it could not be computed, for the reason in `hold`. `failures` will be tried
-    again; `problems` wait for a person. `changes` counts operations and written parameters.
+    again; `problems` wait for a person. `changes` counts operations and written parameters. `adopted` are
+    attachments whose pod has its interface with another MAC or MTU, set by somebody who may.
     """
 
     network: Network | None
@@ -73,6 +74,7 @@ class Outcome:
     failures: tuple[PoplinError, ...] = ()
     problems: tuple[PoplinError, ...] = ()
     changes: int = 0
+    adopted: tuple[Attachment, ...] = ()
 
 
 @dataclass(slots=True)
@@ -80,6 +82,7 @@ class _Pass:
     """What one pass collects on its way."""
 
     failures: list[PoplinError] = field(default_factory=list)
+    adopted: list[Attachment] = field(default_factory=list)
     changes: int = 0
 
     def write(self, sysctls: Mapping[str, str]) -> None:
@@ -137,13 +140,14 @@ class Reconciler:
             self._apply_host_ports(work)
             for attachment in snapshot.ready:
                 if attachment.host_link in pods or attachment.host_link in renewed:
-                    self._mend_pod(attachment, work)
+                    self._mend_pod(attachment, work, young=attachment.host_link in snapshot.young)
         except PoplinError as error:
             self.forget()
             return Outcome(None, error, (error, *work.failures), changes=work.changes)
         if work.failures:
             self.forget()
-        return Outcome(network, hold, tuple(work.failures), network.problems if network else (), work.changes)
+        problems = network.problems if network else ()
+        return Outcome(network, hold, tuple(work.failures), problems, work.changes, tuple(work.adopted))
 
     def _read(self) -> NetworkState:
         if self._state is None:
@@ -181,7 +185,10 @@ class Reconciler:
         self, desired: NetworkState, actual: NetworkState, snapshot: Snapshot, work: _Pass
     ) -> set[str]:
         """Bring the node's namespace to `desired`. Give the host links of the veths that were made anew."""
-        planned = plan_network(desired, actual, claimed=snapshot.claimed)
+        strangers = find_strangers(desired, actual)
+        work.failures += map(_refuse, strangers)
+        foreign = {link.name for link in strangers}
+        planned = plan_network(desired, actual, claimed=snapshot.claimed | foreign)
         with ExitStack() as open_files:
             operations = _with_peers(planned, self._wirings, open_files)
             failures = self._route.apply(operations)
@@ -192,7 +199,7 @@ class Reconciler:
             log.info("kernel state changed", extra={"changes": _summary(operations)})
         else:
             self._state = actual
-        work.write(_of_standing(desired.sysctls, self._state.links))
+        work.write(_of_standing(desired.sysctls, self._state.links.keys() - foreign))
         return {o.what.host.name for o in operations if isinstance(o, Put) and isinstance(o.what, Veth)}
 
     def _apply_table(self, conf: NetConf | None, work: _Pass) -> None:
@@ -221,17 +228,24 @@ class Reconciler:
             log.info("nftables table written", extra={"table": HOST_PORT_TABLE, "operations": operations})
         work.changes += operations
 
-    def _mend_pod(self, attachment: Attachment, work: _Pass) -> None:
-        """Look at the pod's own side; a namespace that is gone waits for the runtime's DEL."""
-        try:
-            netns_fd = open_netns(attachment.netns)
-        except KernelError:
+    def _mend_pod(self, attachment: Attachment, work: _Pass, *, young: bool) -> None:
+        """Look at the pod's own side; a namespace that is gone waits for the runtime's DEL.
+
+        The MAC that a pod's interface has is right, whoever set it: the node's side follows. So is the MTU
+        while other plugins may set it.
+        """
+        netns_fd = open_netns_of(attachment)
+        if netns_fd is None:
             return
         try:
             with in_namespace(netns_fd, RouteSocket) as inside:
                 if not is_wired(attachment, self._route, inside):
                     return
-            changes = mend_pod(self._wirings[attachment].pod, netns_fd)
+                standing = inside.link(attachment.ifname)
+            as_it_is = _with_what_stands(attachment, standing, young=young)
+            changes = mend_pod(compile_pod(as_it_is).pod, netns_fd)
+            if as_it_is != attachment:
+                work.adopted.append(as_it_is)
         except PoplinError as error:
             work.failures.append(error)
             return
@@ -241,6 +255,13 @@ class Reconciler:
             pod = f"{attachment.pod_namespace}/{attachment.pod_name}"
             log.info("pod's interface mended", extra={"pod": pod, "changes": changes})
         work.changes += changes
+
+
+def _with_what_stands(attachment: Attachment, link: Link | None, *, young: bool) -> Attachment:
+    if link is None:
+        return attachment
+    mtu_bytes = link.mtu_bytes if young else attachment.mtu_bytes
+    return replace(attachment, mac=link.mac, mtu_bytes=mtu_bytes)
 
 
 def _with_peers(
@@ -257,9 +278,8 @@ def _with_peers(
         match operation:
             case Put(Link(kind="veth") as host):
                 attachment = attachments[host.name]
-                try:
-                    netns_fd = open_netns(attachment.netns)
-                except KernelError:
+                netns_fd = open_netns_of(attachment)
+                if netns_fd is None:
                     gone.add(host.name)
                     continue
                 open_files.callback(os.close, netns_fd)
@@ -274,6 +294,14 @@ def _with_peers(
     return operations
 
 
+def _refuse(stranger: Link) -> PoplinError:
+    return TemporaryError(
+        f"is of kind {stranger.kind or 'device'!r} and not ours, and what should stand there is missing",
+        where=f"link {stranger.name}",
+        remedy="remove or rename it",
+    )
+
+
 def _with_ra(underlay: Underlay) -> Underlay:
     """Add whether the kernel takes router advertisements on the underlay."""
     if underlay.address.version == 4:
@@ -285,8 +313,8 @@ def _with_ra(underlay: Underlay) -> Underlay:
     return replace(underlay, accepts_ra=accepts)
 
 
-def _of_standing(sysctls: Mapping[str, str], links: Mapping[str, Link]) -> dict[str, str]:
-    """Leave out the parameters of links that are not there: a pod's whose namespace is gone."""
+def _of_standing(sysctls: Mapping[str, str], links: Collection[str]) -> dict[str, str]:
+    """Leave out the parameters of links that are not there, a pod's whose namespace is gone, or are not ours."""
     found = {}
     for key, value in sysctls.items():
         match key.split("/"):

@@ -6,7 +6,9 @@ Changes are made on the event loop; the pass takes them from its own thread by `
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from typing import Final
 
 from poplin.compile.host_ports import clashes
 from poplin.compile.pod import compile_pod
@@ -19,17 +21,23 @@ from poplin.model.state import NetworkState
 from poplin.plan.network import plan_network
 from poplin.plan.operation import Operation, Remove
 
+CHAIN_S: Final = 10.0
+"""How long after its ADD an interface's MTU may be set by a plugin behind ours, as `tuning` does. After that
+another MTU is damage."""
+
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
     """Attachments that stand, and the links on the node of those being made or unmade just now.
 
-    `news` are operations that the CNI server has done since the last snapshot, in their order.
+    `news` are operations that the CNI server has done since the last snapshot, in their order. `young` are host
+    links of pods that other plugins of their chain may still be at work on.
     """
 
     ready: tuple[Attachment, ...]
     claimed: frozenset[str]
     news: tuple[Operation, ...]
+    young: frozenset[str] = frozenset()
 
 
 class Registry:
@@ -47,6 +55,7 @@ class Registry:
         self._lock = threading.Lock()
         self._claimed = {a.host_link for a in self.unfinished()}
         self._news: list[Operation] = []
+        self._made_at_s: dict[str, float] = {}
 
     def __len__(self) -> int:
         return len(self._attachments)
@@ -58,6 +67,15 @@ class Registry:
         owners = {address: _owner(a) for a in self._attachments.values() for address in a.addresses}
         self._pool = NodePool.restore(cidrs, owners, self._store.resting(time.time()), now_s=time.monotonic())
         self._cidrs = cidrs
+
+    @property
+    def problem(self) -> PoplinError | None:
+        """Give the reason why attachments cannot be stored now, None where they can."""
+        return self._store.problem
+
+    def boot(self, boot_id: str) -> bool:
+        """Tell whether the attachments are of an earlier boot of the machine, whose pods are all gone."""
+        return self._store.boot(boot_id)
 
     def standing_on(self, host_link: str) -> Attachment | None:
         """Give the attachment of a host link, None for none, and for one being made or unmade."""
@@ -124,16 +142,32 @@ class Registry:
                             remedy="delete that pod, or give one of the two another hostPort or node",
                         )
 
-    def confirm(self, attachment: Attachment) -> None:
-        """Say that the attachment's kernel objects stand."""
+    def confirm(self, attachment: Attachment, netns_cookie: int = 0) -> None:
+        """Say that the attachment's kernel objects stand, in the namespace of this cookie."""
         key = (attachment.container_id, attachment.ifname)
-        self._store.ready(key)
-        ready = replace(attachment, state=AttachmentState.READY)
+        ready = replace(attachment, state=AttachmentState.READY, netns_cookie=netns_cookie)
+        self._store.update(ready)
         self._by_link[ready.host_link] = ready
         with self._lock:
+            self._made_at_s[ready.host_link] = time.monotonic()
             self._attachments[key] = ready
             self._claimed.discard(attachment.host_link)
             self._news += plan_network(compile_pod(attachment).host, NetworkState())
+
+    def adopt(self, attachment: Attachment) -> bool:
+        """Take the MAC and MTU over that others gave a pod's interface. Tell whether it still stands, as another."""
+        standing = self._attachments.get(attachment.key)
+        if standing is None or standing.state is not AttachmentState.READY or standing == attachment:
+            return False
+        fresh = replace(standing, mac=attachment.mac, mtu_bytes=attachment.mtu_bytes)
+        with suppress(PoplinError):  # said by `problem`; the next agent finds out again
+            self._store.update(fresh)
+        self._by_link[fresh.host_link] = fresh
+        with self._lock:
+            for held in (self._attachments, self._mapped, self._shaped):
+                if fresh.key in held:
+                    held[fresh.key] = fresh
+        return True
 
     def shaped(self) -> list[Attachment]:
         """Give the attachments with limits, whatever becomes of them; for any thread."""
@@ -181,12 +215,15 @@ class Registry:
     def snapshot(self) -> Snapshot:
         """Give the attachments as they are; for the reconcile pass, after it has read the kernel."""
         with self._lock:
+            now_s = time.monotonic()
+            self._made_at_s = {k: at_s for k, at_s in self._made_at_s.items() if now_s - at_s < CHAIN_S}
             claimed = {name for link in self._claimed for name in (link, ifb_name(link))}
             news, self._news = self._news, []
             return Snapshot(
                 tuple(a for a in self._attachments.values() if a.host_link not in self._claimed),
                 frozenset(claimed),
                 tuple(news),
+                frozenset(self._made_at_s),
             )
 
 

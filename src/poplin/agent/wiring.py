@@ -4,11 +4,13 @@ It blocks and never awaits: a thread that has entered a pod's namespace has come
 """
 
 import errno
+import os
 import time
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from ipaddress import ip_network
+from pathlib import Path
 from queue import SimpleQueue
 from typing import Final
 
@@ -16,10 +18,10 @@ from poplin.compile.pod import Wiring, compile_pod
 from poplin.dataplane.netlink.reader import RouteReader
 from poplin.dataplane.netlink.request import describe, object_of
 from poplin.dataplane.netlink.route_socket import Failure, RouteSocket
-from poplin.dataplane.netns import entered, in_namespace
+from poplin.dataplane.netns import entered, in_namespace, open_netns
 from poplin.dataplane.sysctl import write_sysctl
 from poplin.model.attachment import Attachment
-from poplin.model.errors import PoplinError, TemporaryError
+from poplin.model.errors import KernelError, PoplinError, TemporaryError
 from poplin.model.kernel import POD_LINK_GROUP, PROTOCOL, Link, Redirect, Shaping, Veth
 from poplin.model.state import NetworkState
 from poplin.plan.network import plan_network
@@ -45,8 +47,8 @@ class Wirer:
             self._sockets.put(socket)
         self.ports = frozenset(socket.port for socket in sockets)
 
-    def wire(self, attachment: Attachment, netns_fd: int) -> None:
-        """Make both ends of an attachment.
+    def wire(self, attachment: Attachment, netns_fd: int) -> int:
+        """Make both ends of an attachment. Give the cookie of the pod's namespace.
 
         Raises PoplinError where the pod has an interface of that name, KernelError for the first thing that
         the kernel refuses; what is made by then stays, for `unwire`.
@@ -74,6 +76,7 @@ class Wirer:
             host.link(attachment.host_link)
         with in_namespace(netns_fd, RouteSocket) as pod:
             _await_addresses(pod, attachment)
+            return pod.netns_cookie
 
     def unwire(self, attachment: Attachment) -> None:
         """Take the attachment's veth away, with all that is on it. That it is gone is success."""
@@ -105,6 +108,11 @@ class Wirer:
             links = wiring.host.links.values()
             failures += host.apply([Change(replace(link, up=False, group=LEAVING_GROUP)) for link in links])
         _raise_first([f for f in failures if f.error.errno != errno.ENODEV])
+
+    def is_gone(self, attachment: Attachment) -> bool:
+        """Tell whether the attachment's namespace is gone for sure: its path, and its veth with it."""
+        with self._host() as host:
+            return not Path(attachment.netns).exists() and host.link(attachment.host_link) is None
 
     def reap(self) -> None:
         """Destroy the links of all attachments that were detached."""
@@ -149,6 +157,25 @@ def is_wired(attachment: Attachment, host: RouteSocket, pod: RouteSocket) -> boo
     if ours is None or theirs is None:
         return False
     return (ours.parent, theirs.parent) == (theirs.index, ours.index)
+
+
+def open_netns_of(attachment: Attachment) -> int | None:
+    """Give a descriptor of the attachment's own namespace, None where its path leads to none or to another's.
+
+    The caller closes it.
+    """
+    try:
+        netns_fd = open_netns(attachment.netns)
+    except KernelError:
+        return None
+    try:
+        with in_namespace(netns_fd, RouteSocket) as inside:
+            if attachment.netns_cookie in {0, inside.netns_cookie}:
+                return netns_fd
+    except KernelError:
+        pass  # no namespace at all
+    os.close(netns_fd)
+    return None
 
 
 def host_operations(attachment: Attachment, wiring: Wiring, netns_fd: int) -> list[Operation]:

@@ -5,6 +5,8 @@ A note is an empty file STATE_DIR/deleted/CONTAINERID:IFNAME; ':' occurs in neit
 
 from pathlib import Path
 
+from poplin.model.errors import PoplinError
+
 
 def read_deletions(state_dir: Path) -> list[tuple[str, str]]:
     """(container id, interface name) of every note, in no particular order.
@@ -21,6 +23,18 @@ def read_deletions(state_dir: Path) -> list[tuple[str, str]]:
     ]
 
 
+def is_deleted(state_dir: Path, container_id: str, ifname: str) -> bool:
+    """Tell whether there is a note of the attachment."""
+    return (state_dir / "deleted" / f"{container_id}:{ifname}").exists()
+
+
 def forget_deletion(state_dir: Path, container_id: str, ifname: str) -> None:
-    """Take the note away: after the deletion, or when the attachment is made anew. None there is success."""
-    (state_dir / "deleted" / f"{container_id}:{ifname}").unlink(missing_ok=True)
+    """Take the note away, after the deletion. None there is success. Raises PoplinError."""
+    try:
+        (state_dir / "deleted" / f"{container_id}:{ifname}").unlink(missing_ok=True)
+    except OSError as error:
+        raise PoplinError(
+            f"cannot remove the note of a deletion: {error.strerror}",
+            where=str(state_dir / "deleted"),
+            remedy="make the directory writable",
+        ) from error

@@ -118,6 +118,9 @@ class Request:
     valid_attachments: frozenset[tuple[str, str]] = frozenset()
 
 
+_CONTAINER_ID_MAX: Final = 200
+"""With an interface's name it is a file's name (`poplin.cni.deletions`), of 255 bytes at most. Runtimes use 64."""
+
 _DECODER: Final = msgspec.json.Decoder(NetworkConfig)
 
 
@@ -223,6 +226,12 @@ def _check_names(command: Command, environment: Mapping[str, str], network: str)
     container_id, ifname = environment["CNI_CONTAINERID"], environment["CNI_IFNAME"]
     if not _IDENTIFIER.fullmatch(container_id):
         raise CniError(ErrorCode.BAD_ENVIRONMENT, "invalid characters in containerID", container_id)
+    if len(container_id) > _CONTAINER_ID_MAX:
+        raise CniError(
+            ErrorCode.BAD_ENVIRONMENT,
+            f"containerID has more than {_CONTAINER_ID_MAX} characters",
+            container_id,
+        )
     if len(ifname.encode()) > 15:
         raise CniError(
             ErrorCode.BAD_ENVIRONMENT, "interface name is too long", "it should be less than 16 characters"

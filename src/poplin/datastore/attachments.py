@@ -4,7 +4,9 @@ One commit writes to the log in the page cache and waits for no disk (WAL, synch
 loses nothing, and a machine that lost its power has lost its pods too. An address has one row, whose owner is
 an attachment or nobody; so the database itself refuses a second owner.
 
-The schema grows by steps, and a database of an older one is brought up to date when it is opened.
+The schema grows by steps, and a database of an older one is brought up to date when it is opened. A step only adds
+what has a default, and what is read or written is named: so the version of the program before can go on with the
+database of the one after, when a node goes back.
 """
 
 import sqlite3
@@ -61,10 +63,34 @@ CREATE TABLE port_mapping (
     PRIMARY KEY (container_id, ifname, protocol, host_address, host_port)
 ) WITHOUT ROWID;
 """,
+    """
+ALTER TABLE attachment ADD COLUMN netns_cookie INTEGER NOT NULL DEFAULT 0;
+CREATE TABLE boot (boot_id TEXT NOT NULL);
+""",
 )
 """What makes each version of the schema from the one before; `user_version` counts those that are done."""
 
-_INSERT_ATTACHMENT: Final = "INSERT INTO attachment VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+_ATTACHMENT_COLUMNS: Final = (
+    "container_id, ifname, netns, mac, mtu_bytes, host_link, pod_namespace, pod_name, pod_uid, state, netns_cookie,"
+    " ingress_rate_bits_s, ingress_burst_bits, egress_rate_bits_s, egress_burst_bits"
+)
+_MAPPING_COLUMNS: Final = "container_id, ifname, protocol, host_address, host_port, container_port"
+_INSERT_ATTACHMENT: Final = (
+    f"INSERT INTO attachment ({_ATTACHMENT_COLUMNS})"  # noqa: S608  - the columns are the constant above
+    " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+)
+_SELECT_ATTACHMENTS: Final = (
+    f"SELECT {_ATTACHMENT_COLUMNS} FROM attachment"  # noqa: S608  - the columns are the constant above
+    " ORDER BY container_id, ifname"
+)
+_INSERT_MAPPING: Final = (
+    f"INSERT INTO port_mapping ({_MAPPING_COLUMNS})"  # noqa: S608  - the columns are the constant above
+    " VALUES (?, ?, ?, ?, ?, ?)"
+)
+_SELECT_MAPPINGS: Final = (
+    f"SELECT {_MAPPING_COLUMNS} FROM port_mapping"  # noqa: S608  - the columns are the constant above
+    " ORDER BY protocol, host_port, host_address"
+)
 # The log is folded into the database by `checkpoint`, off the path of an ADD; this only bounds it (16 MiB).
 _WAL_BOUND_PAGES: Final = 4000
 _BUSY_TIMEOUT_S: Final = 1.0
@@ -74,12 +100,13 @@ class AttachmentStore:
     """An open database. It belongs to the thread that opened it; one commit takes some 50 microseconds.
 
     Every method raises PoplinError where the database cannot be read or written; a failed write has changed
-    nothing.
+    nothing, and is in `problem` until a write succeeds.
     """
 
     def __init__(self, path: Path, connection: sqlite3.Connection) -> None:
         self._path = path
         self._connection = connection
+        self.problem: PoplinError | None = None
 
     @classmethod
     def open(cls, path: Path) -> Self:
@@ -109,12 +136,12 @@ class AttachmentStore:
         limits = (*_columns(a.ingress), *_columns(a.egress))
         with self._transaction() as execute:
             try:
-                execute(_INSERT_ATTACHMENT, (*identity, a.state, *limits))
+                execute(_INSERT_ATTACHMENT, (*identity, a.state, a.netns_cookie, *limits))
             except sqlite3.IntegrityError:
                 raise self._error(f"attachment {a.container_id} {a.ifname} stands already") from None
             for address in a.addresses:
                 taken = execute(
-                    "INSERT INTO address VALUES (?, ?, ?, NULL) ON CONFLICT (address) DO UPDATE SET"
+                    "INSERT INTO address (address, container_id, ifname) VALUES (?, ?, ?) ON CONFLICT (address) DO UPDATE SET"
                     " container_id = excluded.container_id, ifname = excluded.ifname, freed_at_s = NULL"
                     " WHERE container_id IS NULL",
                     (str(address), *key),
@@ -124,17 +151,30 @@ class AttachmentStore:
             for m in a.port_mappings:
                 host_address = str(m.host_address) if m.host_address is not None else ""
                 execute(
-                    "INSERT INTO port_mapping VALUES (?, ?, ?, ?, ?, ?)",
+                    _INSERT_MAPPING,
                     (*key, m.protocol, host_address, m.host_port, m.container_port),
                 )
 
-    def ready(self, key: Key) -> None:
-        """Say that the kernel objects of the attachment stand. One that is not stored stays so."""
+    def update(self, attachment: Attachment) -> None:
+        """Store the attachment's state, namespace, MAC and MTU as they are now. One not stored stays so."""
+        a = attachment
         with self._transaction() as execute:
             execute(
-                "UPDATE attachment SET state = ? WHERE container_id = ? AND ifname = ?",
-                (AttachmentState.READY, *key),
+                "UPDATE attachment SET state = ?, netns_cookie = ?, mac = ?, mtu_bytes = ?"
+                " WHERE container_id = ? AND ifname = ?",
+                (a.state, a.netns_cookie, a.mac, a.mtu_bytes, a.container_id, a.ifname),
             )
+
+    def boot(self, boot_id: str) -> bool:
+        """Tell whether the attachments are of another boot of the machine than this, and that this one is seen.
+
+        It also shows whether the database can be written.
+        """
+        with self._transaction() as execute:
+            seen = execute("SELECT boot_id FROM boot").fetchone()
+            execute("DELETE FROM boot")
+            execute("INSERT INTO boot (boot_id) VALUES (?)", (boot_id,))
+        return seen is not None and seen[0] != boot_id
 
     def remove(self, key: Key, now_s: float) -> None:
         """Forget the attachment and let its addresses rest from `now_s` (Unix time). None there is success."""
@@ -151,15 +191,11 @@ class AttachmentStore:
     def all(self) -> list[Attachment]:
         """Every attachment, in order of its key."""
         with _explained(self._path):
-            rows = self._connection.execute(
-                "SELECT * FROM attachment ORDER BY container_id, ifname"
-            ).fetchall()
+            rows = self._connection.execute(_SELECT_ATTACHMENTS).fetchall()
             owned = self._connection.execute(
                 "SELECT container_id, ifname, address FROM address WHERE container_id IS NOT NULL"
             ).fetchall()
-            mapped = self._connection.execute(
-                "SELECT * FROM port_mapping ORDER BY protocol, host_port, host_address"
-            ).fetchall()
+            mapped = self._connection.execute(_SELECT_MAPPINGS).fetchall()
         mappings: dict[Key, list[PortMapping]] = {}
         for container_id, ifname, *columns in mapped:
             mappings.setdefault((container_id, ifname), []).append(_port_mapping(*columns))
@@ -179,6 +215,7 @@ class AttachmentStore:
                 pod_name=pod_name,
                 pod_uid=pod_uid,
                 state=AttachmentState(state),
+                netns_cookie=netns_cookie,
                 port_mappings=tuple(mappings.get((container_id, ifname), ())),
                 ingress=_limit(*limits[:2]),
                 egress=_limit(*limits[2:]),
@@ -194,6 +231,7 @@ class AttachmentStore:
                 pod_name,
                 pod_uid,
                 state,
+                netns_cookie,
                 *limits,
             ) in rows
         ]
@@ -224,7 +262,7 @@ class AttachmentStore:
             # One script is one transaction: an agent killed here leaves the old schema, not half of the new.
             steps = "".join(_STEPS[version:])
             self._connection.executescript(f"BEGIN; {steps} PRAGMA user_version = {len(_STEPS)}; COMMIT;")
-        elif version > len(_STEPS):
+        elif version > len(_STEPS) + 1:
             raise self._error(
                 f"the database is of schema {version}, this program knows {len(_STEPS)}",
                 remedy="run the version of poplin that wrote it",
@@ -232,6 +270,17 @@ class AttachmentStore:
 
     @contextmanager
     def _transaction(self) -> Iterator[Callable[..., sqlite3.Cursor]]:
+        try:
+            with self._attempt() as execute:
+                yield execute
+        except PoplinError as error:
+            if isinstance(error.__cause__, sqlite3.Error):
+                self.problem = error
+            raise
+        self.problem = None
+
+    @contextmanager
+    def _attempt(self) -> Iterator[Callable[..., sqlite3.Cursor]]:
         with _explained(self._path):
             self._connection.execute("BEGIN IMMEDIATE")
             try:

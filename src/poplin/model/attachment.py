@@ -49,7 +49,8 @@ class Limit:
 class Attachment:
     """One (container, interface) pair. `addresses` has at most one of each family, IPv4 first.
 
-    `netns` is the path that the runtime gave. `pod_namespace` and `pod_name` are "" where the caller
+    `netns` is the path that the runtime gave, and `netns_cookie` the number that the kernel gives to no other
+    namespace until it boots again (SO_NETNS_COOKIE), 0 where it is not known: a path may lead to another pod's later. `pod_namespace` and `pod_name` are "" where the caller
     is not Kubernetes. `host_link` is the host side's interface name. `ingress` limits what comes to the pod
     and `egress` what it sends; None is no limit.
     """
@@ -68,6 +69,12 @@ class Attachment:
     port_mappings: tuple[PortMapping, ...] = ()
     ingress: Limit | None = None
     egress: Limit | None = None
+    netns_cookie: int = 0
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """What tells it from all others: (container id, interface name)."""
+        return self.container_id, self.ifname
 
 
 def host_link_name(container_id: str, ifname: str) -> str:

@@ -134,6 +134,19 @@ def is_ours(link: Link) -> bool:
     return link.alias.startswith(ALIAS_PREFIX) or (link.kind == "veth" and link.group == POD_LINK_GROUP)
 
 
+def find_strangers(desired: NetworkState, actual: NetworkState) -> list[Link]:
+    """Give the links of others that stand under a name of ours.
+
+    A link of another kind is nobody's leftover of ours. One of the same kind, such as flanneld's device, is
+    taken over.
+    """
+    return [
+        actual.links[name]
+        for name, link in desired.links.items()
+        if name in actual.links and link.kind != actual.links[name].kind and not is_ours(actual.links[name])
+    ]
+
+
 def _plan_links(
     desired: NetworkState, actual: NetworkState, renewed: set[str], claimed: Collection[str]
 ) -> Iterator[Operation]:

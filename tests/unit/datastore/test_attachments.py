@@ -62,9 +62,14 @@ def test_what_is_added_is_there_after_a_restart(store, path):
 
 def test_ready_and_remove_and_remove_again(store, path):
     store.add(attachment("c1"))
-    store.ready(("c1", "eth0"))
-    store.ready(("c1", "eth9"))
-    assert store.all() == [replace(attachment("c1"), state=AttachmentState.READY)]
+    store.update(replace(attachment("c1"), state=AttachmentState.READY, netns_cookie=7))
+    store.update(attachment("c1", ifname="eth9"))
+    ready = replace(attachment("c1"), state=AttachmentState.READY, netns_cookie=7)
+    assert store.all() == [ready]
+    # A MAC or an MTU that others have set on the interface.
+    adopted = replace(ready, mac="0a:00:00:00:00:99", mtu_bytes=1400)
+    store.update(adopted)
+    assert reopen(store, path)[0] == [adopted]
     store.remove(("c1", "eth0"), 990)
     store.remove(("c1", "eth0"), 999)
     assert store.all() == []
@@ -236,9 +241,9 @@ def test_the_store_equals_a_dictionary_at_every_step_and_after_a_restart(tmp_pat
                 store.add(one)
                 model[key] = one
             case "ready":
-                store.ready(key)
                 if key in model:
-                    model[key] = replace(model[key], state=AttachmentState.READY)
+                    model[key] = replace(model[key], state=AttachmentState.READY, netns_cookie=container + 1)
+                    store.update(model[key])
             case "remove":
                 store.remove(key, 0)
                 model.pop(key, None)
@@ -289,8 +294,35 @@ def test_a_database_of_another_version_is_left_alone(path):
     connection = sqlite3.connect(path)
     connection.execute("PRAGMA user_version = 7")
     connection.close()
-    with pytest.raises(PoplinError, match="of schema 7, this program knows 2; run the version"):
+    with pytest.raises(PoplinError, match="of schema 7, this program knows 3; run the version"):
         AttachmentStore.open(path)
+
+
+def test_a_database_of_the_next_version_serves_a_node_that_goes_back(path, monkeypatch):
+    step = "ALTER TABLE attachment ADD COLUMN colour TEXT NOT NULL DEFAULT ''; CREATE TABLE other (x TEXT);"
+    with monkeypatch.context() as patch:
+        patch.setattr(attachments, "_STEPS", (*attachments._STEPS, step))
+        newer = AttachmentStore.open(path)
+        newer.add(with_everything("c1"))
+        newer.close()
+    older = AttachmentStore.open(path)
+    older.add(attachment("c2", "10.0.0.9"))
+    older.update(replace(attachment("c2", "10.0.0.9"), state=AttachmentState.READY))
+    assert [one.container_id for one in older.all()] == ["c1", "c2"]
+    older.remove(("c1", "eth0"), 0)
+    older.close()
+    with monkeypatch.context() as patch:
+        patch.setattr(attachments, "_STEPS", (*attachments._STEPS, step))
+        newer = AttachmentStore.open(path)
+        assert newer.all() == [replace(attachment("c2", "10.0.0.9"), state=AttachmentState.READY)]
+        newer.close()
+
+
+def test_another_boot_is_told(store):
+    assert not store.boot("one")
+    assert not store.boot("one")
+    assert store.boot("two")
+    assert not store.boot("two")
 
 
 def test_a_place_that_cannot_be_opened_is_a_clear_error(tmp_path):

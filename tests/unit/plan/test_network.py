@@ -17,7 +17,7 @@ from poplin.model.kernel import (
     Vxlan,
 )
 from poplin.model.state import NetworkState
-from poplin.plan.network import is_ours, plan_network
+from poplin.plan.network import find_strangers, is_ours, plan_network
 from poplin.plan.operation import Change, Put, Remove
 
 DEVICE = Link(
@@ -237,6 +237,22 @@ class TestClaimed:
         actual = NetworkState({**self.full.links, **wanted.links}, routes=self.full.routes)
         assert plan_network(wanted, actual, claimed={"pop1"}) == []
         assert plan_network(wanted, actual) == [Put(*wanted.routes, replace=True), Remove(self.pod)]
+
+
+@pytest.mark.parametrize(
+    ("standing", "strange"),
+    [
+        (Link("flannel.1", kind="bridge"), True),
+        (Link("flannel.1"), True),
+        (Link("flannel.1", kind="bridge", alias="poplin: overlay"), False),
+        (Link("flannel.1", kind="vxlan"), False),
+        (Link("other", kind="bridge"), False),
+    ],
+)
+def test_a_link_of_another_kind_under_our_name_is_a_strangers(standing, strange):
+    desired = NetworkState({"flannel.1": Link("flannel.1", kind="vxlan")})
+    actual = NetworkState({standing.name: standing})
+    assert find_strangers(desired, actual) == ([standing] if strange else [])
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,13 @@
 """The socket through which one network namespace is read and changed."""
 
 import errno
+import socket
+import sys
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from types import TracebackType
-from typing import TypeVar
+from typing import Final, TypeVar
 
 from poplin.dataplane.netlink import uapi
 from poplin.dataplane.netlink.address import decode_address, encode_address_filter
@@ -58,6 +60,9 @@ from poplin.plan.operation import Change, Operation, Put, Remove
 
 T = TypeVar("T")
 
+_SO_NETNS_COOKIE: Final = 71
+"""asm-generic/socket.h."""
+
 
 @dataclass(frozen=True, slots=True)
 class Failure:
@@ -92,6 +97,17 @@ class RouteSocket(AbstractContextManager["RouteSocket"]):
         """The number by which notifications name this socket as the cause of a change."""
         port: int = self._channel.socket.getsockname()[0]
         return port
+
+    @property
+    def netns_cookie(self) -> int:
+        """The number of the socket's namespace, which no other one gets until the next boot (Linux 5.14); else 0."""
+        try:
+            cookie = self._channel.socket.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8)
+        except OSError as error:
+            if error.errno == errno.ENOPROTOOPT:
+                return 0
+            raise
+        return int.from_bytes(cookie, sys.byteorder)
 
     def links(self) -> list[Link]:
         """All links."""
