@@ -44,6 +44,7 @@ def get(node, path, method="GET"):
 
 
 CONDITIONS = [
+    "attachments stored",
     "cluster in sync",
     "configuration valid",
     "network computed",
