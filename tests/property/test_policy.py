@@ -50,7 +50,7 @@ def to_packet(source, destination, protocol, port):
     return Packet(ip_address(source), ip_address(destination), PROTOCOLS[protocol], port, 40000)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(clusters(), st.sampled_from([4, 6]))
 def test_the_evaluator_is_the_naive_reading(objects, version):
     world = build_world(read(objects))
@@ -59,7 +59,7 @@ def test_the_evaluator_is_the_naive_reading(objects, version):
         assert (explanation.egress.allowed, explanation.ingress.allowed) == naive_allows(objects, *one), one
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(clusters(), st.sampled_from([4, 6]))
 def test_a_verdict_names_what_decides(objects, version):
     world = build_world(read(objects))
@@ -94,7 +94,7 @@ def machine_allows(machines, objects, one):
     return egress, ingress
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(clusters(), st.sampled_from([4, 6]))
 def test_the_table_decides_as_the_evaluator(objects, version):
     state = read(objects)
@@ -106,7 +106,7 @@ def test_the_table_decides_as_the_evaluator(objects, version):
         assert (egress and ingress) == explanation.allowed, (one, explanation)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(clusters(), clusters(), st.randoms(use_true_random=False))
 def test_changes_in_any_order_lead_where_the_whole_state_does(before, after, random):
     """But for the numbers of identities: so what the table decides is compared, not what it is."""

@@ -14,6 +14,7 @@ COMMANDS: Final = {
     "agent": ("agent", "agent"),
     "status": ("status", "status"),
     "check": ("status", "check"),
+    "explain": ("explain", "explain"),
     "cleanup": ("agent", "cleanup"),
     "apiserver": ("apiserver", "run"),
     "lab": ("lab", "app"),
