@@ -10,9 +10,16 @@ from dataclasses import dataclass
 from ipaddress import ip_address, ip_network
 from typing import Final
 
+from poplin.compile.destination_nat import (
+    DSTNAT,
+    MASQUERADE_BIT,
+    encode_key,
+    encode_port,
+    mark_hairpin,
+    translate,
+)
 from poplin.compile.nft_rule import (
     CT_MARK,
-    CT_STATUS,
     DADDR_TYPE,
     DPORT,
     IIFGROUP,
@@ -21,13 +28,11 @@ from poplin.compile.nft_rule import (
     L4PROTO,
     OIFGROUP,
     RTN_LOCAL,
-    WAY_BACK,
     Network,
     equals,
     has_any,
     look_up,
     rule,
-    set_bits,
     within,
 )
 from poplin.compile.node_table import RAW, SRCNAT
@@ -42,30 +47,22 @@ from poplin.model.nftables import (
     Chain,
     ChainType,
     Counter,
-    CtStatus,
     Element,
     Hook,
     KeyType,
     Masquerade,
-    Nat,
     NatFlag,
-    NatKind,
     Rule,
     Set,
     Table,
     jump,
 )
+from poplin.model.service import PROTOCOL_NUMBERS
 
 TABLE: Final = "poplin-hostport"
-DSTNAT: Final = -110
-"""Before NF_IP_PRI_NAT_DST (-100): where two tables translate, the one whose chain comes first wins."""
-
-MASQUERADE_BIT: Final = 0x2000_0000
-"""Of the connection mark: this connection gets the address of the interface it leaves by."""
 
 LOOPBACK_4: Final = ip_network("127.0.0.0/8")
 LOOPBACK_6: Final = ip_address("::1")
-PROTOCOL_NUMBERS: Final = {TransportProtocol.TCP: 6, TransportProtocol.UDP: 17, TransportProtocol.SCTP: 132}
 
 _NETWORKS: Final = {4: IPV4, 6: IPV6}
 _DISPATCH: Final = "mapping"
@@ -120,7 +117,7 @@ def compile_host_ports(attachments: Iterable[Attachment]) -> Table | None:
             _base("prerouting", ChainType.NAT, Hook.PREROUTING, DSTNAT, dispatch),
             _base("output", ChainType.NAT, Hook.OUTPUT, DSTNAT, dispatch),
             Chain(_DISPATCH, tuple(_translations())),
-            _base("hairpin", ChainType.FILTER, Hook.FORWARD, 0, _mark_hairpin()),
+            _base("hairpin", ChainType.FILTER, Hook.FORWARD, 0, mark_hairpin()),
             _base("postrouting", ChainType.NAT, Hook.POSTROUTING, SRCNAT, *_masquerades()),
         ),
         sets=tuple(
@@ -180,7 +177,7 @@ def _translations() -> Iterator[Rule]:
             yield rule(
                 net.only,
                 look_up(key, _set_name(version, addressed=addressed)),
-                Nat(NatKind.DNAT, net.family, 0, net.address.size_bytes // 4),
+                translate(net),
             )
 
 
@@ -196,15 +193,6 @@ def _guard_loopback() -> Rule:
         Counter(),
         DROP,
         comment="from a pod to the node's loopback",
-    )
-
-
-def _mark_hairpin() -> Rule:
-    return rule(
-        has_any(CT_STATUS, CtStatus.DNAT),
-        equals(WAY_BACK, 1),
-        set_bits(CT_MARK, MASQUERADE_BIT),
-        comment="from a pod to itself",
     )
 
 
@@ -238,13 +226,7 @@ _SETS: Final = {
 
 
 def _element(entry: Entry) -> Element:
-    host = entry.host_address.packed if entry.host_address is not None else b""
-    protocol = PROTOCOL_NUMBERS[entry.protocol].to_bytes(1).ljust(4, b"\0")
     return Element(
-        host + protocol + _port(entry.host_port), entry.address.packed + _port(entry.container_port)
+        encode_key(entry.host_address, PROTOCOL_NUMBERS[entry.protocol], entry.host_port),
+        entry.address.packed + encode_port(entry.container_port),
     )
-
-
-def _port(number: int) -> bytes:
-    """A port as the last part of a concatenation, padded to a register."""
-    return number.to_bytes(2).ljust(4, b"\0")

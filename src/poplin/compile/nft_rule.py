@@ -85,6 +85,7 @@ CT_STATE: Final = _ct(CtKey.STATE, KeyType.CT_STATE)
 CT_STATUS: Final = _ct(CtKey.STATUS, KeyType.CT_STATUS)
 CT_MARK: Final = _ct(CtKey.MARK, KeyType.MARK)
 DADDR_TYPE: Final = _fib(FibFlag.DADDR, FibResult.ADDRTYPE, KeyType.FIB_ADDRTYPE)
+SADDR_TYPE: Final = _fib(FibFlag.SADDR, FibResult.ADDRTYPE, KeyType.FIB_ADDRTYPE)
 REVERSE_PATH: Final = _fib(FibFlag.SADDR | FibFlag.IIF | FibFlag.PRESENT, FibResult.OIF, KeyType.IFINDEX)
 """1 where the route back to the packet's source leaves by the interface it came from, else 0."""
 
@@ -92,12 +93,12 @@ WAY_BACK: Final = _fib(FibFlag.DADDR | FibFlag.IIF | FibFlag.PRESENT, FibResult.
 """1 where the packet will leave by the interface it came from, else 0. Prerouting, input and forward only."""
 
 RTN_LOCAL: Final = 2
-"""DADDR_TYPE of an address of this node."""
+"""DADDR_TYPE or SADDR_TYPE of an address of this node."""
 
 
-def random_below(modulus: int) -> Field:
-    """A number from 0 to modulus - 1, another for each packet."""
-    return Field(KeyType.MARK, lambda register: Numgen(register, modulus))
+def random_below(modulus: int, offset: int = 0) -> Field:
+    """A number from `offset` to `offset + modulus - 1`, another for each packet."""
+    return Field(KeyType.MARK, lambda register: Numgen(register, modulus, offset=offset))
 
 
 @dataclass(frozen=True, slots=True)

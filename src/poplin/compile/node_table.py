@@ -3,6 +3,7 @@
 Pods' sources are bound to their interfaces, and what leaves the cluster gets the node's address.
 """
 
+from collections.abc import Iterable
 from ipaddress import ip_network
 from typing import Final
 
@@ -88,7 +89,7 @@ def _direct_destinations(pods: IPNetwork, non_masquerade: tuple[IPNetwork, ...])
         _set_name(pods.version),
         (network(pods.version).address,),
         intervals=True,
-        elements=frozenset(_merged(blocks)),
+        elements=frozenset(merge_blocks(blocks)),
     )
 
 
@@ -96,14 +97,15 @@ def _set_name(version: int) -> str:
     return f"direct-{version}"
 
 
-def _merged(blocks: list[IPNetwork]) -> list[Element]:
+def merge_blocks(blocks: Iterable[IPNetwork]) -> list[Element]:
     """Give disjoint intervals that do not touch, as an interval set wants them."""
     spans: list[list[int]] = []
+    size = 0
     for block in sorted(blocks, key=lambda b: int(b.network_address)):
         first, last = int(block.network_address), int(block.broadcast_address)
+        size = block.max_prefixlen // 8
         if spans and first <= spans[-1][1] + 1:
             spans[-1][1] = max(spans[-1][1], last)
         else:
             spans.append([first, last])
-    size = blocks[0].max_prefixlen // 8
     return [Element(first.to_bytes(size), last=last.to_bytes(size)) for first, last in spans]
