@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from poplin.apiserver.endpoint import parse_service_networks
+from poplin.cli.conformance import conformance
 from poplin.cli.demo import demo
 from poplin.cli.output import Format, Output
 from poplin.cli.progress import Progress
@@ -41,6 +42,7 @@ app = typer.Typer(
 )
 
 app.command()(demo)
+app.command()(conformance)
 
 Name = Annotated[str, typer.Option(help="Which lab; several may stand side by side.")]
 

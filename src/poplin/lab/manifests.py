@@ -49,23 +49,33 @@ class Applied:
 
 def read_manifests(paths: Iterable[Path]) -> list[Json]:
     """The objects of files, and of the files in directories, by name. Raises InvalidInputError."""
-    objects: list[Json] = []
-    for path in paths:
-        try:
-            files = (
-                sorted(file for file in path.iterdir() if file.suffix in SUFFIXES)
-                if path.is_dir()
-                else [path]
-            )
-            if not files:
-                raise InvalidInputError(
-                    "has no manifests", where=str(path), remedy="name files that end in .yaml"
-                )
-            for file in files:
-                objects += load_objects(file.read_bytes(), str(file))
-        except OSError as error:
-            raise InvalidInputError(f"cannot read: {error.strerror}", where=str(path)) from error
-    return objects
+    return [
+        one
+        for path in paths
+        for file in list_manifests(path)
+        for one in load_objects(read_manifest(file), str(file))
+    ]
+
+
+def list_manifests(path: Path) -> list[Path]:
+    """The file, or those of a directory by name. Raises InvalidInputError where a directory has none."""
+    try:
+        files = (
+            sorted(file for file in path.iterdir() if file.suffix in SUFFIXES) if path.is_dir() else [path]
+        )
+    except OSError as error:
+        raise InvalidInputError(f"cannot read: {error.strerror}", where=str(path)) from error
+    if not files:
+        raise InvalidInputError("has no manifests", where=str(path), remedy="name files that end in .yaml")
+    return files
+
+
+def read_manifest(file: Path) -> bytes:
+    """A file's text. Raises InvalidInputError."""
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise InvalidInputError(f"cannot read: {error.strerror}", where=str(file)) from error
 
 
 async def apply(
@@ -75,25 +85,33 @@ async def apply(
 
     Raises RefusedError with the server's reason, or InvalidInputError for a type that it does not serve.
     """
-    catalogue = _Catalogue(client)
+    catalogue = Catalogue(client)
     applied: list[Applied] = []
-    for one in sorted(objects, key=_rank):
+    for one in sorted(objects, key=rank):
         applied.append(await _apply_one(client, await catalogue.find(one), one))
         progress(len(applied))
     return applied
 
 
-def _rank(one: Json) -> int:
+def rank(one: Json) -> int:
+    """Where the object stands among those that are made together."""
     return FIRST.index(one["kind"]) if one["kind"] in FIRST else len(FIRST)
 
 
+def collection_path(resource: ApiResource, one: Json) -> str:
+    """The URL path of the collection that the object is, or will be, in."""
+    namespace = _namespace_of(resource, one)
+    within = f"/namespaces/{namespace}" if namespace else ""
+    return f"{_group_path(one['apiVersion'])}{within}/{resource.name}"
+
+
+def _namespace_of(resource: ApiResource, one: Json) -> str:
+    return str(one["metadata"].get("namespace") or "default") if resource.namespaced else ""
+
+
 async def _apply_one(client: ApiClient, resource: ApiResource, one: Json) -> Applied:
-    metadata = one["metadata"]
-    namespace = str(metadata.get("namespace") or "default") if resource.namespaced else ""
-    path = _group_path(one["apiVersion"])
-    if namespace:
-        path += f"/namespaces/{namespace}"
-    path += f"/{resource.name}"
+    metadata, namespace = one["metadata"], _namespace_of(resource, one)
+    path = collection_path(resource, one)
     created = True
     try:
         await client.request("POST", path, body=one)
@@ -105,7 +123,7 @@ async def _apply_one(client: ApiClient, resource: ApiResource, one: Json) -> App
     return Applied(one["kind"], namespace, metadata["name"], created)
 
 
-class _Catalogue:
+class Catalogue:
     """Which types the server serves, asked for once each group and version."""
 
     def __init__(self, client: ApiClient) -> None:
@@ -113,6 +131,7 @@ class _Catalogue:
         self._known: dict[tuple[str, str], ApiResource] = {}
 
     async def find(self, one: Json) -> ApiResource:
+        """The object's type. Raises InvalidInputError where the server does not come to serve it."""
         key = one["apiVersion"], one["kind"]
         deadline_s = asyncio.get_running_loop().time() + ESTABLISHED_S
         while key not in self._known:
