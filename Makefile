@@ -1,7 +1,7 @@
 # `make setup` installs what is missing; every other target does it first.
 BIN := .venv/bin
 
-.PHONY: setup check test unit bench demo docs lock clean
+.PHONY: setup check test unit bench demo conformance docs lock clean
 
 setup:
 	@scripts/setup
@@ -23,6 +23,9 @@ bench: setup
 
 demo: setup
 	$(BIN)/poplin lab demo
+
+conformance: setup
+	$(BIN)/poplin lab conformance --write docs/conformance.md
 
 docs: setup
 	scripts/make-docs

@@ -116,9 +116,8 @@ class PacketRunner:
                 if said != ("allowed" if expected else "denied"):
                     faults.append(Fault(place, question, found.probe.address.version, pair, expected, said))
             if not faults:
+                result.late += tried > 0
                 break
-            if not tried:
-                result.late += 1
             await asyncio.sleep(AGAIN_S)
         result.probes += len(cells)
         result.faults += faults
