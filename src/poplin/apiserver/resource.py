@@ -165,7 +165,7 @@ def builtin_schemas() -> Mapping[str, Any]:
     schemas: dict[str, Any] = msgspec.json.decode(gzip.decompress(packed))["schemas"]
     for name, properties in tomllib.loads((DATA / "overlay.toml").read_text()).items():
         for key, more in properties.items():
-            schemas[name]["properties"][key].update(more)
+            schemas[name]["properties"].setdefault(key, {}).update(more)
     return schemas
 
 

@@ -18,7 +18,7 @@ from poplin.cli.progress import Progress
 from poplin.cli.root import require_root
 from poplin.datastore.kubeconfig import find_access
 from poplin.datastore.netconf import parse_netconf
-from poplin.lab.addressing import check_services, parse_families
+from poplin.lab.addressing import check_services, parse_families, parse_pool
 from poplin.lab.cri.containerd import node_containerd
 from poplin.lab.cri.store import load_images
 from poplin.lab.enter import enter
@@ -73,6 +73,10 @@ def up(
     service_cidr: Annotated[
         str, typer.Option(help="What clusterIPs are taken from. [default: 10.96.0.0/16,fd00:10:96::/112]")
     ] = "",
+    load_balancer_pool: Annotated[
+        str,
+        typer.Option(help="What load balancers' addresses are. [default: 172.19.0.0/24,fd00:10:19::/120]"),
+    ] = "",
 ) -> None:
     """Make a lab and wait until its nodes are ready; on one that stands, start what has died.
 
@@ -96,6 +100,7 @@ def up(
         runtime=runtime,
         missing_image=missing_image,
         service_networks=tuple(map(str, services)),
+        load_balancer_pool=tuple(map(str, parse_pool(load_balancer_pool, versions))),
     )
     began = time.monotonic()
     made = bring_up(settings, Progress(Console(highlight=False)).step)

@@ -45,6 +45,8 @@ def make_node(directory: Directory, settings: Settings, number: int) -> None:
         with inside(directory.fabric_namespace()) as (_, switch):
             port = Link(node, "veth", master=BRIDGE)
             _apply(switch, [Put(Veth(port, Link(UPLINK), netns_fd))])
+            if number == 1:
+                _apply(switch, _lead_to_load_balancers(settings))
         _forward()
         # While its link-local address is tentative a node cannot ask for a neighbour on behalf of a pod.
         write_sysctl(f"net/ipv6/conf/{UPLINK}/accept_dad", 0)
@@ -54,6 +56,16 @@ def make_node(directory: Directory, settings: Settings, number: int) -> None:
             everywhere = ip_network("0.0.0.0/0" if gateway.version == 4 else "::/0")
             operations.append(Put(Route(everywhere, gateway.ip, UPLINK, protocol=_STATIC)))
         _apply(links, operations)
+
+
+def _lead_to_load_balancers(settings: Settings) -> list[Operation]:
+    """The way to load balancers' addresses from the fabric, which plays the world outside: by the first node."""
+    addressing = settings.addressing
+    node = {address.version: address.ip for address in addressing.node(1)}
+    return [
+        Put(Route(network, node[network.version], BRIDGE, protocol=_STATIC))
+        for network in addressing.load_balancer_pool()
+    ]
 
 
 def listen_in_fabric(directory: Directory, address: IPAddress, port: int = API_PORT) -> socket.socket:

@@ -36,8 +36,13 @@ async def run_server(directory: Directory, settings: Settings, listeners: Sequen
         if settings.kubeconfig:
             tasks.create_task(relay(listeners, *split_server(access)), name="relay to the API server")
         if settings.controllers:
-            networks = settings.addressing.pod_networks()
-            tasks.create_task(run_controllers(client, cluster_networks=networks), name="controllers")
+            addressing = settings.addressing
+            controllers = run_controllers(
+                client,
+                cluster_networks=addressing.pod_networks(),
+                load_balancer_pool=addressing.load_balancer_pool(),
+            )
+            tasks.create_task(controllers, name="controllers")
         if settings.kubelet:
             tasks.create_task(_run_kubelet(directory, settings, client, api), name="kubelet")
 

@@ -43,7 +43,8 @@ class MissingImage(StrEnum):
 class Settings:
     """A lab. `net_conf` is the text of net-conf.json; `kubeconfig` "" means the embedded API server.
 
-    `missing_image` is for containerd. `service_networks` are texts, none of them the lab's own ranges.
+    `missing_image` is for containerd. `service_networks` and `load_balancer_pool` are texts; none are
+    the usual ranges.
     """
 
     name: str
@@ -56,11 +57,13 @@ class Settings:
     runtime: Runtime = Runtime.PROCESS
     missing_image: MissingImage = MissingImage.ECHO
     service_networks: tuple[str, ...] = ()
+    load_balancer_pool: tuple[str, ...] = ()
 
     @property
     def addressing(self) -> Addressing:
         """Who has which address."""
-        return Addressing(self.versions, tuple(ip_network(text) for text in self.service_networks))
+        services = tuple(ip_network(text) for text in self.service_networks)
+        return Addressing(self.versions, services, tuple(ip_network(t) for t in self.load_balancer_pool))
 
     def node_names(self) -> tuple[str, ...]:
         """node-1, node-2, ..."""

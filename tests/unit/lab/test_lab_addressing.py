@@ -3,7 +3,7 @@ from ipaddress import ip_address, ip_network
 import pytest
 
 from poplin.datastore.netconf import parse_netconf
-from poplin.lab.addressing import MAX_NODES, UNDERLAY, Addressing, check_services, parse_families
+from poplin.lab.addressing import MAX_NODES, UNDERLAY, Addressing, check_services, parse_families, parse_pool
 from poplin.lab.directory import Directory
 from poplin.lab.settings import (
     Backend,
@@ -86,3 +86,15 @@ def test_services_have_the_usual_ranges_or_those_that_are_given():
 def test_ranges_that_a_lab_cannot_have_are_refused(text, versions):
     with pytest.raises(InvalidInputError, match="--service-cidr"):
         check_services((ip_network(text),), versions)
+
+
+def test_load_balancers_have_a_pool():
+    assert [str(one) for one in Addressing((4,)).load_balancer_pool()] == ["172.19.0.0/24"]
+    assert parse_pool("", (4,)) == ()
+    assert [str(one) for one in parse_pool("192.0.2.0/28, 198.51.100.0/28", (4,))] == [
+        "192.0.2.0/28",
+        "198.51.100.0/28",
+    ]
+    for wrong in ("x", "192.0.2.1/24", "fd00::/64", "172.18.4.0/24"):
+        with pytest.raises(InvalidInputError, match="--load-balancer-pool"):
+            parse_pool(wrong, (4,))

@@ -29,7 +29,8 @@ class ObjectMetadata(Metadata, rename="camel", gc=False):
 class Object(WireObject, rename="camel", gc=False):
     """Any object. `kind` and `api_version` are set by its resource, since items of a list lack them.
 
-    `data` and `revision` are those of a ControllerRevision.
+    `data` and `revision` are those of a ControllerRevision; `address_type`, `endpoints` and `ports` those of an
+    EndpointSlice.
     """
 
     metadata: ObjectMetadata
@@ -39,6 +40,9 @@ class Object(WireObject, rename="camel", gc=False):
     status: Json = msgspec.field(default_factory=dict)
     data: Any = None
     revision: int = 0
+    address_type: str = ""
+    endpoints: list[Json] | None = None
+    ports: list[Json] | None = None
 
     @property
     def namespace(self) -> str:
@@ -149,6 +153,8 @@ def make_resource(
 
 
 PODS: Final = make_resource("", "v1", "pods", "Pod")
+SERVICES: Final = make_resource("", "v1", "services", "Service")
+ENDPOINT_SLICES: Final = make_resource("discovery.k8s.io", "v1", "endpointslices", "EndpointSlice")
 NODES: Final = make_resource("", "v1", "nodes", "Node", namespaced=False)
 CLAIMS: Final = make_resource("", "v1", "persistentvolumeclaims", "PersistentVolumeClaim")
 LEASES: Final = make_resource("coordination.k8s.io", "v1", "leases", "Lease")

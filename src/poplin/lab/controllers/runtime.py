@@ -36,13 +36,15 @@ async def run(
     *,
     cluster_networks: Sequence[IPNetwork],
     controllers: Collection[str] | None = None,
+    load_balancer_pool: Sequence[IPNetwork] = (),
 ) -> None:
     """Run the controllers of these names, None for all of them, until cancelled.
 
-    `cluster_networks` is what the nodes' pod CIDRs are cut from. Only one such process may run in a cluster.
+    `cluster_networks` is what the nodes' pod CIDRs are cut from, `load_balancer_pool` what load balancers'
+    addresses are taken from. Only one such process may run in a cluster.
     Raises InvalidInputError for a name that no controller has.
     """
-    await Runtime(client, make_controllers(cluster_networks, controllers)).run()
+    await Runtime(client, make_controllers(cluster_networks, controllers, load_balancer_pool)).run()
 
 
 class Runtime:

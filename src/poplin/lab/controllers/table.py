@@ -6,7 +6,9 @@ from poplin.lab.controllers.controller import Controller
 from poplin.lab.controllers.cron_job import CRON_JOB
 from poplin.lab.controllers.daemon_set import DAEMON_SET
 from poplin.lab.controllers.deployment import DEPLOYMENT
+from poplin.lab.controllers.endpoint_slice import ENDPOINT_SLICE
 from poplin.lab.controllers.job import JOB
+from poplin.lab.controllers.load_balancer import make_load_balancer
 from poplin.lab.controllers.node_cidr import make_node_cidr
 from poplin.lab.controllers.node_lifecycle import NODE_LIFECYCLE
 from poplin.lab.controllers.pod_garbage import POD_GARBAGE
@@ -18,7 +20,9 @@ from poplin.model.kernel import IPNetwork
 
 
 def make_controllers(
-    cluster_networks: Sequence[IPNetwork], names: Collection[str] | None = None
+    cluster_networks: Sequence[IPNetwork],
+    names: Collection[str] | None = None,
+    load_balancer_pool: Sequence[IPNetwork] = (),
 ) -> list[Controller]:
     """The controllers of these names, None for all. Raises InvalidInputError for a name there is none of."""
     table = [
@@ -31,6 +35,8 @@ def make_controllers(
         STATEFUL_SET,
         JOB,
         CRON_JOB,
+        ENDPOINT_SLICE,
+        make_load_balancer(load_balancer_pool),
         POD_GARBAGE,
     ]
     known = {one.name for one in table}
