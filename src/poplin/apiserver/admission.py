@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from poplin.apiserver import status
 from poplin.apiserver.schema import FORMATS, PYTHON_TYPES, Node
 from poplin.apiserver.status import Cause
 
@@ -76,6 +77,14 @@ def _admit_object(value: dict[str, Any], node: Node, findings: Findings, path: P
     for key in node.required:
         if key not in value:
             findings.faults.append(Cause(render_path((path, key)), "Required value", "FieldValueRequired"))
+
+
+def check_types(value: Any, node: Node) -> None:
+    """For bodies that are not objects of a stored type. Raises StatusError where a value has another type than `node` says."""
+    findings = Findings()
+    admit(value, node, findings)
+    if findings.mistyped:
+        raise status.bad_request("; ".join(cause.message for cause in findings.mistyped))
 
 
 def _is_stray_boolean(value: Any, node: Node) -> bool:

@@ -12,12 +12,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import unquote
 
 import msgspec
 from aiohttp import web
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, utils
+
+from poplin.apiserver import status
 
 ISSUER: Final = "https://kubernetes.default.svc.cluster.local"
 ACCOUNT: Final = "system:serviceaccount:"
@@ -43,7 +46,10 @@ class User:
 
 
 AUTHENTICATED: Final = "system:authenticated"
+EXTRA: Final = "impersonate-extra-"
 ANONYMOUS: Final = User("system:anonymous", ("system:unauthenticated",))
+PUBLIC: Final = frozenset({"/healthz", "/livez", "/readyz", "/version"})
+"""What is answered without credentials."""
 
 
 def read_tokens(path: Path) -> dict[str, User]:
@@ -128,7 +134,16 @@ class Authenticator:
         self._issuer = issuer
 
     def identify(self, request: web.BaseRequest) -> User | None:
-        """The user, ANONYMOUS where the request has no credentials, None where it has bad ones."""
+        """The user, ANONYMOUS where the request has no credentials, None where it has bad ones.
+
+        Who has good ones may speak for anybody else, as they may do everything else. Raises StatusError.
+        """
+        user = self._identify(request)
+        if user is None or user is ANONYMOUS:
+            return user
+        return impersonate(request) or user
+
+    def _identify(self, request: web.BaseRequest) -> User | None:
         header = request.headers.get("Authorization", "")
         scheme, _, token = header.partition(" ")
         if header:
@@ -138,6 +153,30 @@ class Authenticator:
 
     def check(self, token: str) -> User | None:
         return self._tokens.get(_digest(token)) or self._issuer.check(token)
+
+
+def impersonate(request: web.BaseRequest) -> User | None:
+    """The user that the Impersonate-* headers of a request name, None without any. Raises StatusError where they name nobody.
+
+    https://kubernetes.io/docs/reference/access-authn-authz/authentication/#user-impersonation
+    """
+    given = request.headers
+    name = given.get("Impersonate-User", "")
+    groups, extra = given.getall("Impersonate-Group", []), dict[str, list[str]]()
+    for key, value in given.items():
+        if key.lower().startswith(EXTRA):
+            extra.setdefault(unquote(key[len(EXTRA) :].lower()), []).append(value)
+    uid = given.get("Impersonate-Uid", "")
+    if not name:
+        if groups or extra or uid:
+            raise status.bad_request("requested groups, uid or extra without impersonating a user")
+        return None
+    if name == ANONYMOUS.name:
+        return ANONYMOUS
+    if name.startswith(ACCOUNT) and not groups:
+        namespace = name.removeprefix(ACCOUNT).partition(":")[0]
+        groups = ["system:serviceaccounts", f"system:serviceaccounts:{namespace}"]
+    return User(name, tuple(dict.fromkeys([*groups, AUTHENTICATED])), uid, extra)
 
 
 def _digest(token: str) -> bytes:

@@ -128,7 +128,8 @@ class Lifecycle:
         """The whole object after an update: what the client may change from `document`, the rest from `before`."""
         old = before["metadata"]
         name = old["name"]
-        given = document.get("metadata") or {}
+        after = self.admit(resource, document, options)
+        given = after["metadata"]
         managed = given.get("managedFields")
         if given.get("resourceVersion") not in {None, "", old["resourceVersion"]}:
             raise status.conflict(resource.plural, resource.group, name)
@@ -137,11 +138,10 @@ class Lifecycle:
                 f"Precondition failed: UID in precondition: {given['uid']}, UID in object meta: {old['uid']}"
             )
             raise status.conflict(resource.plural, resource.group, name, why)
-        if given.get("name", name) != name or given.get("namespace", old.get("namespace")) != old.get(
-            "namespace"
-        ):
-            raise status.bad_request("the name or namespace of the object does not match the one on the URL")
-        after = self.admit(resource, document, options)
+        for key in ("name", "namespace"):
+            if given.get(key) not in {None, "", old.get(key)}:
+                what = f"the {key} of the object ({given[key]}) does not match the {key} on the URL"
+                raise status.bad_request(f"{what} ({old.get(key, '')})")
         if part == "status":
             allowed = {key: given[key] for key in ("labels", "annotations") if key in given}
             after = {**before, "status": after.get("status", {})}

@@ -177,23 +177,43 @@ def _is_dry_run(values: list[str]) -> bool:
     return bool(values)
 
 
+class _Preconditions(msgspec.Struct, rename="camel"):
+    uid: str | None = None
+    resource_version: str | None = None
+
+
+class _DeleteOptions(msgspec.Struct, rename="camel"):
+    """meta/v1 DeleteOptions, as far as it is heeded."""
+
+    grace_period_seconds: int | None = None
+    propagation_policy: str | None = None
+    orphan_dependents: bool | None = None
+    preconditions: _Preconditions | None = None
+    dry_run: list[str] | None = None
+
+
 def parse_delete_options(call: Call, body: Any) -> tuple[DeleteOptions, bool]:
     """The options of a DELETE, from its body and, over that, its query; and whether it is a dry run."""
-    given: Object = body if isinstance(body, dict) else {}
-    preconditions = given.get("preconditions") or {}
-    grace = call.query.get("gracePeriodSeconds", given.get("gracePeriodSeconds"))
-    policy = call.query.get("propagationPolicy", given.get("propagationPolicy"))
-    orphan = call.query.get("orphanDependents", given.get("orphanDependents"))
+    named = ("gracePeriodSeconds", "propagationPolicy", "orphanDependents")
+    query = {name: call.query[name] for name in named if name in call.query}
+    try:
+        body = msgspec.convert({} if body is None else body, _DeleteOptions)
+        over = msgspec.convert(query, _DeleteOptions, strict=False)
+    except msgspec.ValidationError as error:
+        raise status.bad_request(f"the options of the deletion cannot be read: {error}") from None
+    preconditions = body.preconditions or _Preconditions()
+
+    def choose(name: str) -> Any:
+        value = getattr(over, name)
+        return getattr(body, name) if value is None else value
+
+    grace_s, policy, orphan = map(choose, ("grace_period_seconds", "propagation_policy", "orphan_dependents"))
     if policy is None and orphan is not None:
-        policy = "Orphan" if orphan in {"true", True} else "Background"
+        policy = "Orphan" if orphan else "Background"
     if policy not in {None, "Background", "Foreground", "Orphan"}:
         message = f'Unsupported value: "{policy}": supported values: "Background", "Foreground", "Orphan"'
         cause = status.Cause("propagationPolicy", message, "FieldValueNotSupported")
         raise status.invalid("DeleteOptions", "meta.k8s.io", "", [cause])
-    try:
-        grace_s = None if grace is None else int(grace)
-    except ValueError:
-        raise status.bad_request(f"gracePeriodSeconds is not a number: {grace!r}") from None
-    options = DeleteOptions(grace_s, policy, preconditions.get("uid"), preconditions.get("resourceVersion"))
-    dry = _is_dry_run([*call.query.getall("dryRun", []), *(given.get("dryRun") or [])])  # type: ignore[attr-defined]  # a MultiDict
+    options = DeleteOptions(grace_s, policy, preconditions.uid, preconditions.resource_version)
+    dry = _is_dry_run([*call.query.getall("dryRun", []), *(body.dry_run or [])])  # type: ignore[attr-defined]  # a MultiDict
     return options, dry

@@ -21,7 +21,7 @@ from poplin.apiserver.form import PIECE_BYTES, Form, choose_form
 from poplin.apiserver.lifecycle import Lifecycle
 from poplin.apiserver.options import Options
 from poplin.apiserver.request import Call, parse_delete_options
-from poplin.apiserver.resource import Resource
+from poplin.apiserver.resource import Resource, lookup
 from poplin.apiserver.watch import serve_watch
 
 SNAPSHOTS: Final = 32
@@ -176,13 +176,7 @@ class Rest:
         """PUT the object, or the subresource `part` of it."""
         options = call.options()
         document = await call.document()
-        metadata = document.get("metadata") or {}
-        if metadata.get("name", call.target.name) != call.target.name:
-            message = f"the name of the object ({metadata['name']}) does not match the name on the URL ({call.target.name})"
-            raise status.bad_request(message)
-        if metadata.get("namespace") not in {None, "", call.target.namespace}:
-            raise status.bad_request("the namespace of the object does not match the namespace on the URL")
-        if call.resource.custom and not metadata.get("resourceVersion"):
+        if call.resource.custom and not lookup(document, "metadata.resourceVersion"):
             cause = status.Cause(
                 "metadata.resourceVersion", "Invalid value: 0: must be specified for an update"
             )

@@ -20,7 +20,7 @@ from aiohttp.web_protocol import RequestHandler
 
 from poplin.apiserver import discovery, openapi, review, status
 from poplin.apiserver.allocation import ServiceAllocator
-from poplin.apiserver.authentication import ANONYMOUS, Authenticator, TokenIssuer, read_tokens
+from poplin.apiserver.authentication import ANONYMOUS, PUBLIC, Authenticator, TokenIssuer, read_tokens
 from poplin.apiserver.certificates import Authority, load_key, write_private
 from poplin.apiserver.collection import Object
 from poplin.apiserver.customresource import CustomResources
@@ -37,7 +37,6 @@ from poplin.apiserver.subresource import Subresources
 from poplin.model.kernel import IPNetwork
 
 log = logging.getLogger(__name__)
-HEALTH: Final = frozenset({"/healthz", "/livez", "/readyz", "/version"})
 BODY_LIMIT_BYTES: Final = 3 << 20
 NAMESPACES: Final = ("default", "kube-system", "kube-public", "kube-node-lease")
 SHUTDOWN_TIMEOUT_S: Final = 2.0
@@ -132,7 +131,7 @@ class ApiServer:
     async def _dispatch(self, request: web.BaseRequest) -> web.StreamResponse:
         path = request.path
         user = self.authenticator.identify(request)
-        if user is None or (user is ANONYMOUS and path.rstrip("/") not in HEALTH):
+        if user is None or (user is ANONYMOUS and path.rstrip("/") not in PUBLIC):
             raise status.unauthorized()
         target = parse_path(path)
         if target is None:
@@ -144,8 +143,6 @@ class ApiServer:
         if target.subresource:
             return await self.subresources.handle(call)
         if resource.verbs == ("create",):
-            if resource.kind == "Binding":
-                raise status.method_not_allowed()
             return await review.answer_review(call, self.authenticator)
         return await self._rest.handle(call)
 
@@ -154,7 +151,7 @@ class ApiServer:
         path = path.rstrip("/") or "/"
         if request.method not in {"GET", "HEAD"}:
             raise status.method_not_allowed()
-        if path in HEALTH and path != "/version":
+        if path in PUBLIC and path != "/version":
             return web.Response(text="ok")
         if path == "/version":
             return respond(discovery.describe_version())

@@ -10,6 +10,7 @@ from typing import Any
 from aiohttp import web
 
 from poplin.apiserver import status
+from poplin.apiserver.admission import check_types
 from poplin.apiserver.authentication import TokenIssuer
 from poplin.apiserver.cells import format_selector
 from poplin.apiserver.collection import Object
@@ -17,7 +18,7 @@ from poplin.apiserver.deletion import DeleteOptions
 from poplin.apiserver.lifecycle import Lifecycle
 from poplin.apiserver.podrules import selects
 from poplin.apiserver.request import Call
-from poplin.apiserver.resource import Resource, Scale, lookup
+from poplin.apiserver.resource import Resource, Scale, builtin_compiler, lookup
 from poplin.apiserver.rest import Rest, prepare_patch, respond
 
 Handler = Callable[[Call], Awaitable[web.StreamResponse]]
@@ -86,8 +87,9 @@ class Subresources:
 
         def change(document: Object) -> Object:
             scale = wish(_make_scale(call.resource, document, paths))
+            check_types(scale, builtin_compiler().definition("io.k8s.api.autoscaling.v1.Scale"))
             replicas = lookup(scale, "spec.replicas") or 0
-            if not isinstance(replicas, int) or replicas < 0:
+            if replicas < 0:
                 cause = status.Cause(
                     "spec.replicas", f"Invalid value: {replicas}: must be greater than or equal to 0"
                 )
@@ -101,10 +103,16 @@ class Subresources:
         entry = await self._lifecycle.update(call.resource, call.key, change, options)
         return respond(_make_scale(call.resource, entry.decode(), paths), 200, options)
 
+    async def _read(self, call: Call, definition: str) -> Object:
+        """The body of a subresource that has a type of its own. Raises StatusError."""
+        document = await call.document()
+        check_types(document, builtin_compiler().definition(f"io.k8s.api.{definition}"))
+        return document
+
     async def _bind(self, call: Call) -> web.StreamResponse:
         """The scheduler's word: pods/binding sets spec.nodeName once."""
         _require_post(call)
-        binding = await call.document()
+        binding = await self._read(call, "core.v1.Binding")
         node = lookup(binding, "target.name")
         if not node:
             cause = status.Cause("target.name", "Required value", "FieldValueRequired")
@@ -127,7 +135,7 @@ class Subresources:
     async def _evict(self, call: Call) -> web.StreamResponse:
         """pods/eviction: a deletion that a PodDisruptionBudget may refuse (429)."""
         _require_post(call)
-        eviction = await call.document()
+        eviction = await self._read(call, "policy.v1.Eviction")
         self._check_budgets(call)
         given = eviction.get("deleteOptions") or {}
         options = DeleteOptions(given.get("gracePeriodSeconds"), given.get("propagationPolicy"))
@@ -149,7 +157,7 @@ class Subresources:
 
     async def _issue_token(self, call: Call) -> web.StreamResponse:
         _require_post(call)
-        review = await call.document()
+        review = await self._read(call, "authentication.v1.TokenRequest")
         account = self._lifecycle.get(call.resource, call.key)
         spec = review.setdefault("spec", {})
         lifetime_s = int(spec.get("expirationSeconds") or 3600)
@@ -200,4 +208,6 @@ def _put(document: Object, path: str, value: Any) -> None:
     *parents, last = path.removeprefix(".").split(".")
     for part in parents:
         document = document.setdefault(part, {})
+        if not isinstance(document, dict):
+            raise status.bad_request(f"{path} cannot be set: {part} is not an object")
     document[last] = value
