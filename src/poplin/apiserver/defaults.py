@@ -56,11 +56,9 @@ def _pod(document: Object) -> None:
             _pod_spec(spec)
     if document["kind"] != "Pod":
         return
-    spec = document.get("spec") or {}
+    spec = document.setdefault("spec", {})
     spec.setdefault("serviceAccountName", "default")
     spec.setdefault("serviceAccount", spec["serviceAccountName"])
-    spec.setdefault("preemptionPolicy", "PreemptLowerPriority")
-    spec.setdefault("priority", 0)
     tolerations = spec.setdefault("tolerations", [])
     for state in ("not-ready", "unreachable"):
         key = f"node.kubernetes.io/{state}"

@@ -35,7 +35,7 @@ Change = Callable[[Object], Object]
 
 
 Hook = Callable[[Resource, Object, Object | None, Options], None]
-"""Called with every object about to be stored, and its old version: may change it, warn, or raise StatusError."""
+"""Called with every object about to be stored whose form is right, and its old version: may change it, warn, or raise StatusError."""
 
 
 class Lifecycle:
@@ -243,8 +243,9 @@ class Lifecycle:
     def _complete(self, resource: Resource, document: Object, old: Object | None, options: Options) -> None:
         """Derive, let the hooks see it, and refuse the document if it has faults or breaks a rule."""
         derive(resource.group, resource.kind, document)
-        for hook in self.hooks:
-            hook(resource, document, old, options)
+        if not options.faults:
+            for hook in self.hooks:
+                hook(resource, document, old, options)
         kind, group, metadata = resource.kind, resource.group, document["metadata"]
         causes = [*options.faults, *check_metadata(metadata, group, kind)]
         if not resource.custom:

@@ -102,6 +102,27 @@ def check_selector(new: Object, old: Object | None) -> Iterator[Cause]:
         yield Cause("spec.template.metadata.labels", message)
 
 
+SYSTEM_PRIORITIES: Final[Mapping[str, int]] = {
+    "system-cluster-critical": 2_000_000_000,
+    "system-node-critical": 2_000_001_000,
+}
+"""The PriorityClasses that every cluster has, and nobody else may make."""
+HIGHEST_USER_PRIORITY: Final = 1_000_000_000
+
+
+def check_priority_class(new: Object, old: Object | None) -> Iterator[Cause]:
+    del old
+    name, value = new["metadata"].get("name", ""), new.get("value", 0)
+    if SYSTEM_PRIORITIES.get(name) == value:
+        return
+    if name.startswith("system-"):
+        message = "Forbidden: priority class names with 'system-' prefix are reserved for system use only"
+        yield Cause("metadata.name", message, "FieldValueForbidden")
+    if value > HIGHEST_USER_PRIORITY:
+        message = f"Forbidden: maximum allowed value of a user defined priority is {HIGHEST_USER_PRIORITY}"
+        yield Cause("value", message, "FieldValueForbidden")
+
+
 def selects(selector: Mapping[str, Any], labels: Mapping[str, str]) -> bool:
     """Whether a LabelSelector matches `labels`."""
     for key, value in (selector.get("matchLabels") or {}).items():

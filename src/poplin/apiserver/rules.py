@@ -9,7 +9,14 @@ from typing import Final
 
 from poplin.apiserver.collection import Object
 from poplin.apiserver.netrules import check_network_policy, check_node, check_slice
-from poplin.apiserver.podrules import Rule, check_pod_spec, check_pod_update, check_selector, restart_policy
+from poplin.apiserver.podrules import (
+    Rule,
+    check_pod_spec,
+    check_pod_update,
+    check_priority_class,
+    check_selector,
+    restart_policy,
+)
 from poplin.apiserver.resource import lookup
 from poplin.apiserver.servicerules import check_service
 from poplin.apiserver.status import Cause
@@ -61,6 +68,6 @@ RULES: Final[Mapping[tuple[str, str], tuple[Rule, ...]]] = {
     ("networking.k8s.io", "NetworkPolicy"): (check_network_policy,),
     ("rbac.authorization.k8s.io", "RoleBinding"): (_immutable("roleRef"),),
     ("rbac.authorization.k8s.io", "ClusterRoleBinding"): (_immutable("roleRef"),),
-    ("scheduling.k8s.io", "PriorityClass"): (_immutable("value", "preemptionPolicy"),),
+    ("scheduling.k8s.io", "PriorityClass"): (check_priority_class, _immutable("value", "preemptionPolicy")),
     ("storage.k8s.io", "StorageClass"): (_immutable("provisioner", "parameters", "reclaimPolicy", "volumeBindingMode"),),
 }  # fmt: skip

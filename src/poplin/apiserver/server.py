@@ -28,6 +28,8 @@ from poplin.apiserver.endpoint import Endpoint, publish
 from poplin.apiserver.garbage import Janitor
 from poplin.apiserver.lifecycle import Hook, Lifecycle
 from poplin.apiserver.options import Options
+from poplin.apiserver.podadmission import PodAdmission
+from poplin.apiserver.podrules import SYSTEM_PRIORITIES
 from poplin.apiserver.request import Call, parse_path
 from poplin.apiserver.resource import Registry
 from poplin.apiserver.rest import Rest, respond
@@ -81,7 +83,7 @@ class ApiServer:
         assert definitions is not None  # noqa: S101  - a row of data/resources.toml
         self._customs = CustomResources(self.lifecycle, definitions)
         self._allocator = ServiceAllocator(self.lifecycle, settings.service_networks)
-        self.lifecycle.hooks += [self._customs.prepare, self._allocator]
+        self.lifecycle.hooks += [self._customs.prepare, self._allocator, PodAdmission(self.lifecycle)]
         self._rest = Rest(self.lifecycle)
         self.subresources = Subresources(self.lifecycle, self._rest, tokens)
         self._janitor = Janitor(self.lifecycle, self._customs, self.authority.pem.decode())
@@ -99,13 +101,20 @@ class ApiServer:
         await self.store.close()
 
     async def _bootstrap(self) -> None:
-        resource = self.registry.find("", "v1", "namespaces")
-        assert resource is not None  # noqa: S101  - a row of data/resources.toml
+        """Make what every cluster has."""
         for name in NAMESPACES:
-            if self.lifecycle.collection(resource).head(("", name)) is None:
-                await self.lifecycle.create(resource, "", {"metadata": {"name": name}}, Options())
+            await self._ensure("", "namespaces", {"metadata": {"name": name}})
+        for name, value in SYSTEM_PRIORITIES.items():
+            body = {"metadata": {"name": name}, "value": value}
+            await self._ensure("scheduling.k8s.io", "priorityclasses", body)
         if self.settings.endpoint is not None:
             await publish(self.lifecycle, self.settings.endpoint)
+
+    async def _ensure(self, group: str, plural: str, wanted: Object) -> None:
+        resource = self.registry.find(group, "v1", plural)
+        assert resource is not None  # noqa: S101  - a row of data/resources.toml
+        if self.lifecycle.collection(resource).head(("", wanted["metadata"]["name"])) is None:
+            await self.lifecycle.create(resource, "", wanted, Options())
 
     def _account_lives(self, namespace: str, name: str, uid: str) -> bool:
         entry = self.store.open("/serviceaccounts").entries.get((namespace, name))

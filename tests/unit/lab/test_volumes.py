@@ -10,10 +10,8 @@ import pytest
 from poplin.lab.container import Binding
 from poplin.lab.kubelet.document import Pod
 from poplin.lab.kubelet.volumes import (
-    ACCOUNT_PATH,
     File,
     Volumes,
-    complete,
     read_files,
     write_atomically,
 )
@@ -187,24 +185,3 @@ def test_files_change_all_at_once(tmp_path):
     assert not old.exists()
     write_atomically(tmp_path, {})
     assert files(tmp_path) == {}
-
-
-async def test_the_service_accounts_token_is_there_without_being_asked_for(tmp_path):
-    pod = complete(make_pod())
-    volumes = await prepare(tmp_path, pod)
-    [binding] = volumes.bindings(pod.containers()[0], {})
-    assert (binding.target, binding.read_only) == (ACCOUNT_PATH, True)
-    assert files(tmp_path / "kube-api-access") == {
-        "token": b"token for the API of 3607", "ca.crt": b"CERTIFICATE", "namespace": b"shop",
-    }  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    "pod",
-    [
-        make_pod(automountServiceAccountToken=False),
-        make_pod(mounts=[{"name": "kube-api-access-x", "mountPath": ACCOUNT_PATH}]),
-    ],
-)
-def test_a_token_that_is_not_wanted_or_is_there_already_is_not_added(pod):
-    assert complete(pod) is pod

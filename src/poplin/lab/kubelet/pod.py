@@ -26,7 +26,7 @@ from poplin.lab.kubelet.files import make_files, write_files
 from poplin.lab.kubelet.node import NodeAgent
 from poplin.lab.kubelet.runtime import ContainerOrder, PodRuntime
 from poplin.lab.kubelet.status import make_status
-from poplin.lab.kubelet.volumes import Volumes, complete
+from poplin.lab.kubelet.volumes import Volumes
 from poplin.lab.settings import Settings
 from poplin.model.cluster import ObjectReference
 from poplin.model.errors import PoplinError
@@ -71,9 +71,8 @@ class PodWorker:
         self._changed = asyncio.Event()
         self._events: set[asyncio.Task[None]] = set()
         self._tokens: dict[tuple[str, int], tuple[str, float]] = {}
-        whole = complete(pod)
-        self._init = [Container(self, c, _init_role(c)) for c in whole.init_containers()]
-        self._main = [Container(self, c, Role.MAIN) for c in whole.containers()]
+        self._init = [Container(self, c, _init_role(c)) for c in pod.init_containers()]
+        self._main = [Container(self, c, Role.MAIN) for c in pod.containers()]
         self.update(pod)
 
     def update(self, pod: Pod) -> None:
@@ -166,7 +165,7 @@ class PodWorker:
 
     async def _prepare_volumes(self) -> Volumes:
         directory = self._services.directory.pods / self.pod.uid / "volumes"
-        volumes = Volumes(complete(self.pod), directory, self._addresses, self._node.place.addresses)
+        volumes = Volumes(self.pod, directory, self._addresses, self._node.place.addresses)
         await volumes.prepare(self._read_data, self._issue_token)
         return volumes
 

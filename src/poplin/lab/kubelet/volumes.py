@@ -20,10 +20,8 @@ from poplin.lab.kubelet.document import Pod
 from poplin.model.errors import InvalidInputError, TemporaryError
 from poplin.model.kernel import IPAddress
 
-ACCOUNT_PATH: Final = "/var/run/secrets/kubernetes.io/serviceaccount"
-ROOT_CA: Final = "kube-root-ca.crt"
-TOKEN_S: Final = 3607
-"""What the API server's own admission asks for a token's life."""
+TOKEN_S: Final = 3600
+"""A token's life where the volume does not say one."""
 
 Read = Callable[[str, str], Awaitable[Mapping[str, bytes] | None]]
 """("configmaps" or "secrets", name) -> its decoded data, None where there is no such object."""
@@ -37,37 +35,6 @@ class File:
 
     content: bytes
     mode: int
-
-
-def complete(pod: Pod) -> Pod:
-    """The pod with the token of its service account mounted in every container.
-
-    As the API server's admission "ServiceAccount" does it; one that has done so already is left alone.
-    """
-    wanted = pod.spec.get("automountServiceAccountToken", True)
-    everyone = [*pod.init_containers(), *pod.containers()]
-    if not wanted or any(
-        m["mountPath"] == ACCOUNT_PATH for c in everyone for m in c.get("volumeMounts") or ()
-    ):
-        return pod
-    sources = [
-        {"serviceAccountToken": {"path": "token", "expirationSeconds": TOKEN_S}},
-        {"configMap": {"name": ROOT_CA, "items": [{"key": "ca.crt", "path": "ca.crt"}]}},
-        {"downwardAPI": {"items": [{"path": "namespace", "fieldRef": {"fieldPath": "metadata.namespace"}}]}},
-    ]
-    name = "kube-api-access"
-    volume = {"name": name, "projected": {"sources": sources, "defaultMode": 0o644}}
-    mount = {"name": name, "mountPath": ACCOUNT_PATH, "readOnly": True}
-
-    def mounted(containers: Sequence[Json]) -> list[Json]:
-        return [{**c, "volumeMounts": [*(c.get("volumeMounts") or ()), mount]} for c in containers]
-
-    spec = pod.spec | {
-        "volumes": [*(pod.spec.get("volumes") or ()), volume],
-        "containers": mounted(pod.containers()),
-        "initContainers": mounted(pod.init_containers()),
-    }
-    return msgspec.structs.replace(pod, spec=spec)
 
 
 @dataclass(frozen=True, slots=True)
