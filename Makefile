@@ -28,7 +28,7 @@ conformance: setup
 	$(BIN)/poplin lab conformance --write docs/conformance.md
 
 docs: setup
-	scripts/make-docs
+	$(BIN)/python scripts/make-docs
 
 lock:
 	scripts/lock

@@ -5,6 +5,7 @@ import shutil
 NEED_KUBECTL = [
     "test_apiserver_kubectl.py",
     "test_demo.py",
+    "test_docs.py",
     "test_kubectl_tour.py",
     "test_kubernetes_client_kubeconfig.py",
     "test_lab_lifecycle.py",

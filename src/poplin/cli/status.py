@@ -77,7 +77,7 @@ def _ask(run_dir: Path, method: str, path: str) -> dict[str, Any]:
             report: dict[str, Any] = msgspec.json.decode(connection.getresponse().read())
     except (HTTPException, OSError, msgspec.DecodeError) as error:
         raise PoplinError(
-            f"no answer from the agent: {error or 'it hangs'}",
+            f"no answer from the agent: {getattr(error, 'strerror', None) or error or 'it hangs'}",
             where=str(agent),
             remedy="start `poplin agent` on this node, or give its --run-dir",
         ) from error

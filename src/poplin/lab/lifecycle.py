@@ -38,7 +38,7 @@ from poplin.lab.isolation import (
 )
 from poplin.lab.message import Question
 from poplin.lab.mounts import allow_programs, unmount_below
-from poplin.lab.report import last_line, wait_until_ready
+from poplin.lab.report import kubeconfig_path, last_line, wait_until_ready
 from poplin.lab.runtime import ask
 from poplin.lab.settings import Runtime, Settings, read_settings, write_settings
 from poplin.model.errors import InvalidInputError, PoplinError, TemporaryError
@@ -177,7 +177,7 @@ def _start(directory: Directory, settings: Settings, step: Step) -> None:
                 for node in settings.node_names():
                     ask(directory.socket, Question(0, start=containerd_name(node)))
             ask(directory.socket, Question(0, start=SERVER))
-            _wait_for_server(directory)
+            _wait_for_server(directory, settings)
             for node in settings.node_names():
                 ask(directory.socket, Question(0, start=agent_name(node)))
         if settings.runtime is Runtime.CONTAINERD:
@@ -239,9 +239,10 @@ def _become_init(
         os._exit(0)
 
 
-def _wait_for_server(directory: Directory) -> None:
+def _wait_for_server(directory: Directory, settings: Settings) -> None:
     deadline = time.monotonic() + START_TIMEOUT_S
-    while not directory.fabric_kubeconfig.exists():
+    kubeconfigs = (directory.fabric_kubeconfig, kubeconfig_path(directory, settings))
+    while not all(path.exists() for path in kubeconfigs):
         server = next(state for state in ask(directory.socket, Question(0)) if state.id == SERVER)
         if server.code is not None or time.monotonic() > deadline:
             word = last_line(directory.log(SERVER))
