@@ -100,14 +100,19 @@ def running_agent(fd: int, name: str, cluster: Path) -> Iterator[BenchNode]:
     with entered(fd), (directory / "agent.log").open("wb") as log:
         agent = subprocess.Popen(command, stderr=log)
     try:
-        while not (directory / "net.d/10-poplin.conflist").exists():
-            if time.perf_counter() - start > READY_WAIT_S or agent.poll() is not None:
-                raise RuntimeError((directory / "agent.log").read_text())
-            time.sleep(0.002)
+        await_conflist(agent, directory, start)
         yield BenchNode(fd, directory, agent, time.perf_counter() - start)
     finally:
         agent.terminate()
         agent.wait(20)
+
+
+def await_conflist(agent: subprocess.Popen[bytes], directory: Path, start: float) -> None:
+    """Wait until the agent has installed the CNI configuration. Raises RuntimeError with its log."""
+    while not (directory / "net.d/10-poplin.conflist").exists():
+        if time.perf_counter() - start > READY_WAIT_S or agent.poll() is not None:
+            raise RuntimeError((directory / "agent.log").read_text())
+        time.sleep(0.002)
 
 
 @contextmanager
