@@ -8,7 +8,7 @@ from itertools import count
 from hypothesis import given
 from hypothesis import strategies as st
 
-from poplin.compile.backend import compile_backend
+from poplin.compile.backend import compile_backend, compile_peers
 from poplin.compile.lease import Endpoint, Lease
 from poplin.compile.pod import compile_pod
 from poplin.compile.underlay import Underlay
@@ -194,12 +194,13 @@ def overlays(draw):
         held = Address("eth0", ip_interface(f"{ip}/{near[ip.version]}"))
         underlays.append(Underlay("eth0", 1500, ip, (held,)))
     macs = st.integers(0, 1)
-    return compile_backend(
-        backend,
-        lease(own, versions, draw(macs)),
-        [lease(peer, versions, draw(macs)) for peer in sorted(peers)],
-        underlays,
-    )
+    node = compile_backend(backend, lease(own, versions, draw(macs)), underlays)
+    others = [e for peer in sorted(peers) for e in lease(peer, versions, draw(macs)).endpoints]
+    reached = [
+        compile_peers(backend, [e for e in others if e.public_ip.version == u.address.version], u)
+        for u in underlays
+    ]
+    return unite([node, *reached])
 
 
 @st.composite

@@ -19,6 +19,7 @@ from poplin.agent.wiring import is_wired, mend_pod, open_netns_of, read_state, s
 from poplin.compile.host_ports import TABLE as HOST_PORT_TABLE
 from poplin.compile.network import Network, compile_network
 from poplin.compile.node_table import compile_node_table
+from poplin.compile.peers import Peers
 from poplin.compile.pod import Wiring, compile_pod
 from poplin.compile.underlay import Underlay, find_underlays
 from poplin.dataplane.netlink.reader import RouteReader
@@ -106,6 +107,7 @@ class Reconciler:
         self._route = RouteSocket()
         self._routes = RouteReader(self._route)
         self._nft = NftSocket()
+        self._peers = Peers()
         self._state: NetworkState | None = None
         self._adopted = False
         self._table: Table | None = None
@@ -176,7 +178,7 @@ class Reconciler:
         )
         try:
             return compile_network(
-                inputs.conf, inputs.own, inputs.others, [_with_ra(u) for u in underlays]
+                inputs.conf, inputs.own, inputs.others, [_with_ra(u) for u in underlays], self._peers
             ), None
         except PoplinError as error:
             return None, error

@@ -3,7 +3,7 @@
 Device names, addresses and entries are flannel's, so that a node running flanneld can be a peer.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from hashlib import blake2b
 from ipaddress import ip_interface
 from typing import Final
@@ -48,24 +48,52 @@ def pod_mtu_bytes(backend: Backend, underlays: Sequence[Underlay]) -> int:
     return min(_device_mtu_bytes(backend, underlay) for underlay in underlays)
 
 
-def compile_backend(
-    backend: Backend, own: Lease, peers: Sequence[Lease], underlays: Sequence[Underlay]
-) -> NetworkState:
-    """Give what makes every peer's pods reachable, in each family that this node serves.
+def compile_backend(backend: Backend, own: Lease, underlays: Sequence[Underlay]) -> NetworkState:
+    """Give what a node needs that has no peer yet, in each family that it serves.
 
-    `underlays` has one entry for each endpoint of `own`, of the same IP version; peers run the same backend.
+    `underlays` has one entry for each endpoint of `own`, of the same IP version.
     """
     states = []
     for endpoint in own.endpoints:
         version = endpoint.public_ip.version
         underlay = next(u for u in underlays if u.address.version == version)
-        remote = [e for peer in peers for e in peer.endpoints if e.public_ip.version == version]
-        build = _vxlan if backend.type is BackendType.VXLAN else _host_gw
-        states.append(build(backend, endpoint, remote, underlay))
+        if backend.type is BackendType.VXLAN:
+            states.append(_device(backend, endpoint, underlay))
         # An address of the node's own podCIDR that no pod has must not go round in circles.
         own_cidr = Route(endpoint.pod_cidr, kind=RouteKind.UNREACHABLE, metric=UNREACHABLE_METRIC)
         states.append(NetworkState(routes=frozenset({own_cidr})))
     return unite(states)
+
+
+def compile_peers(backend: Backend, peers: Iterable[Endpoint], underlay: Underlay) -> NetworkState:
+    """Give what makes the pods of peers reachable, which run the same backend, all in the underlay's family.
+
+    With VXLAN it is for each a neighbour, an FDB entry and an onlink route: the network address of a podCIDR
+    is the address of its node's VTEP. A peer that is reached directly has a route by its own address.
+    """
+    device = device_name(backend, underlay.address.version)
+    direct: list[Endpoint] = []
+    tunnelled: list[Endpoint] = []
+    for peer in peers:
+        if backend.type is BackendType.HOST_GW or (
+            backend.direct_routing and underlay.reaches_directly(peer.public_ip)
+        ):
+            direct.append(peer)
+        else:
+            tunnelled.append(peer)
+    return NetworkState(
+        neighbours=frozenset(Neighbour(device, p.pod_cidr.network_address, p.vtep_mac) for p in tunnelled),
+        fdb=frozenset(FdbEntry(device, p.vtep_mac, p.public_ip) for p in tunnelled),
+        routes=frozenset(
+            [
+                *(
+                    Route(p.pod_cidr, gateway=p.pod_cidr.network_address, link=device, onlink=True)
+                    for p in tunnelled
+                ),
+                *(Route(p.pod_cidr, gateway=p.public_ip, link=underlay.link) for p in direct),
+            ]
+        ),
+    )
 
 
 def _device_mtu_bytes(backend: Backend, underlay: Underlay) -> int:
@@ -76,17 +104,8 @@ def _device_mtu_bytes(backend: Backend, underlay: Underlay) -> int:
     return mtu_bytes
 
 
-def _host_gw(
-    _backend: Backend, _own: Endpoint, peers: Sequence[Endpoint], underlay: Underlay
-) -> NetworkState:
-    return NetworkState(routes=frozenset(_direct(peer, underlay) for peer in peers))
-
-
-def _vxlan(backend: Backend, own: Endpoint, peers: Sequence[Endpoint], underlay: Underlay) -> NetworkState:
-    """Give the device, and for each peer a neighbour, an FDB entry and an onlink route.
-
-    The network address of a podCIDR is the address of its node's VTEP, on the device as a /32 or /128.
-    """
+def _device(backend: Backend, own: Endpoint, underlay: Underlay) -> NetworkState:
+    """Give the VXLAN device with the VTEP's address on it, a /32 or /128."""
     device = device_name(backend, underlay.address.version)
     link = Link(
         device,
@@ -103,28 +122,8 @@ def _vxlan(backend: Backend, own: Endpoint, peers: Sequence[Endpoint], underlay:
             gbp=backend.gbp,
         ),
     )
-    direct: list[Endpoint] = []
-    tunnelled: list[Endpoint] = []
-    for peer in peers:
-        on_link = backend.direct_routing and underlay.reaches_directly(peer.public_ip)
-        (direct if on_link else tunnelled).append(peer)
     return NetworkState(
         links={device: link},
         addresses=frozenset({Address(device, ip_interface(own.pod_cidr.network_address))}),
-        neighbours=frozenset(Neighbour(device, p.pod_cidr.network_address, p.vtep_mac) for p in tunnelled),
-        fdb=frozenset(FdbEntry(device, p.vtep_mac, p.public_ip) for p in tunnelled),
-        routes=frozenset(
-            [
-                *(
-                    Route(p.pod_cidr, gateway=p.pod_cidr.network_address, link=device, onlink=True)
-                    for p in tunnelled
-                ),
-                *(_direct(p, underlay) for p in direct),
-            ]
-        ),
         sysctls={f"net/ipv4/conf/{device}/rp_filter": "2"} if underlay.address.version == 4 else {},
     )
-
-
-def _direct(peer: Endpoint, underlay: Underlay) -> Route:
-    return Route(peer.pod_cidr, gateway=peer.public_ip, link=underlay.link)

@@ -6,7 +6,7 @@ in the result: its notifications tell.
 """
 
 from collections.abc import Callable, Hashable, Iterable
-from typing import Generic, TypeVar
+from typing import Generic, TypeVar, cast
 
 from poplin.model.kernel import Address, FdbEntry, Link, Neighbour, Redirect, Route, TokenBucket, Veth
 from poplin.model.state import NetworkState
@@ -21,7 +21,7 @@ def fold(state: NetworkState, operations: Iterable[Operation]) -> NetworkState:
 
     A replacing Put takes the place of everything that stands under its key; removing a link, or making it
     anew, takes what is on it along. Costs what the operations and a copy of the sets do, and one pass over
-    the objects of a kind where one of them was replaced or a link removed.
+    the objects of a kind where a link was removed, or one was replaced by a Put that does not say `over` what.
     """
     links = dict(state.links)
     addresses = _Objects(state.addresses, address_key)
@@ -40,16 +40,16 @@ def fold(state: NetworkState, operations: Iterable[Operation]) -> NetworkState:
             case Remove(Veth(host=link)) | Remove(Link() as link):
                 links.pop(link.name, None)
                 removed_links[link.name] = position
-            case Put(Address() as address, replace):
-                addresses.put(address, position, replace=replace)
-            case Put(Route() as route, replace):
-                routes.put(route, position, replace=replace)
-            case Put(Neighbour() as neighbour, replace):
-                neighbours.put(neighbour, position, replace=replace)
-            case Put(FdbEntry() as entry, replace):
-                fdb.put(entry, position, replace=replace)
-            case Put(TokenBucket() | Redirect() as shaper, replace):
-                shaping.put(shaper, position, replace=replace)
+            case Put(Address() as address):
+                addresses.put(address, position, operation)
+            case Put(Route() as route):
+                routes.put(route, position, operation)
+            case Put(Neighbour() as neighbour):
+                neighbours.put(neighbour, position, operation)
+            case Put(FdbEntry() as entry):
+                fdb.put(entry, position, operation)
+            case Put(TokenBucket() | Redirect() as shaper):
+                shaping.put(shaper, position, operation)
             case Remove(Address() as address):
                 addresses.remove(address)
             case Remove(Route() as route):
@@ -95,7 +95,7 @@ def _change(links: dict[str, Link], wanted: Link) -> None:
 class _Objects(Generic[T]):
     """The objects of one kind. A position is an operation's place in the list: the later one decides."""
 
-    __slots__ = ("_base", "_key", "_put", "_removed", "_replaced")
+    __slots__ = ("_base", "_key", "_put", "_removed", "_replaced", "_searched")
 
     def __init__(self, base: frozenset[T], key: Callable[[T], Hashable]) -> None:
         self._base: frozenset[T] = base
@@ -103,11 +103,17 @@ class _Objects(Generic[T]):
         self._put: dict[T, int] = {}
         self._removed: set[T] = set()
         self._replaced: dict[Hashable, int] = {}
+        self._searched = False
 
-    def put(self, what: T, position: int, *, replace: bool) -> None:
+    def put(self, what: T, position: int, how: Put) -> None:
         self._put[what] = position
-        if replace:
-            self._replaced[self._key(what)] = position
+        if not how.replace:
+            return
+        self._replaced[self._key(what)] = position
+        if how.over is None:
+            self._searched = True
+        else:
+            self._removed.update(cast("tuple[T, ...]", how.over))
 
     def remove(self, what: T) -> None:
         self._put.pop(what, None)
@@ -118,7 +124,7 @@ class _Objects(Generic[T]):
         key, replaced = self._key, self._replaced
         stays: frozenset[T] = self._base - self._removed if self._removed else self._base
         # What goes is gathered and taken off: a set made anew would hash every object that stays.
-        if replaced:
+        if self._searched:
             stays -= {o for o in stays if key(o) in replaced}
         if removed_links:
             stays -= {o for o in stays if o.link in removed_links}

@@ -4,6 +4,7 @@ Order: links, addresses, neighbours and forwarding entries, shaping, routes; the
 opposite order.
 """
 
+from collections import defaultdict
 from collections.abc import Callable, Collection, Hashable, Iterator
 from typing import Final, TypeVar
 
@@ -72,6 +73,9 @@ def plan_network(
             extra = frozenset(o for o in extra if o.link not in renewed)
         held = {key(o) for o in extra if o.link in claimed}
         surplus = {key(o): o for o in extra if o.link not in claimed and is_ours(o)}
+        under: defaultdict[Hashable, tuple[T, ...]] = defaultdict(tuple)
+        for o in extra if missing else ():
+            under[key(o)] += (o,)
         for one in missing:
             if one.link in claimed or key(one) in held:
                 continue
@@ -80,7 +84,7 @@ def plan_network(
                 # Replacing an address keeps its scope, and an IPv6 address's prefix.
                 puts.append(Remove(old))
                 old = None
-            puts.append(Put(one, replace=old is not None or replace))
+            puts.append(Put(one, replace=old is not None or replace, over=under[key(one)]))
         removes[:0] = [Remove(o) for o in surplus.values() if o.link not in surplus_links]
 
     def on_exclusive(o: Address | Route, kernel_protocols: frozenset[int]) -> bool:

@@ -1,6 +1,6 @@
 """What a plan is made of: operations on kernel objects of one network namespace, in the order they go."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from poplin.model.kernel import Address, FdbEntry, Link, Neighbour, Redirect, Route, TokenBucket, Veth
 
@@ -12,10 +12,12 @@ class Put:
     """Make the object. `replace` says that one of ours stands under the same key and gives way to it.
 
     Without `replace` an object of the same key is somebody else's: the kernel answers EEXIST and it stays.
+    `over` is all that stands under its key, None where that is not known; it only saves a search (`fold`).
     """
 
     what: KernelObject
     replace: bool = False
+    over: tuple[KernelObject, ...] | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

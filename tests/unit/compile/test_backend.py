@@ -5,7 +5,14 @@ from ipaddress import ip_address, ip_interface, ip_network
 
 import pytest
 
-from poplin.compile.backend import UNREACHABLE_METRIC, compile_backend, device_name, pod_mtu_bytes, vtep_mac
+from poplin.compile.backend import (
+    UNREACHABLE_METRIC,
+    compile_backend,
+    compile_peers,
+    device_name,
+    pod_mtu_bytes,
+    vtep_mac,
+)
 from poplin.compile.lease import Endpoint, Lease
 from poplin.compile.underlay import Underlay
 from poplin.model.kernel import Address, FdbEntry, Link, Neighbour, Route, RouteKind, Vxlan
@@ -114,12 +121,12 @@ FAMILIES = [(4,), (6,), (4, 6)]
 
 
 def compiled(backend, versions, peers=(2, 9)):
-    return compile_backend(
-        backend,
-        lease(1, versions),
-        [lease(number, (4, 6)) for number in peers],
-        [underlay(v) for v in versions],
-    )
+    underlays = [underlay(v) for v in versions]
+    reached = [
+        compile_peers(backend, [endpoint(v, number) for number in peers], u)
+        for v, u in zip(versions, underlays, strict=True)
+    ]
+    return unite([compile_backend(backend, lease(1, versions), underlays), *reached])
 
 
 @pytest.mark.parametrize("versions", FAMILIES)
@@ -185,7 +192,7 @@ def test_options_of_the_device_are_those_of_the_configuration():
 
 def test_the_tunnel_leaves_from_the_interface_where_peers_send_to_another_address():
     behind_nat = replace(endpoint(4, 1), public_ip=ip_address("203.0.113.1"))
-    state = compile_backend(Backend(), Lease("node1", "vxlan", (behind_nat,)), [], [underlay(4)])
+    state = compile_backend(Backend(), Lease("node1", "vxlan", (behind_nat,)), [underlay(4)])
     assert state.links["flannel.1"].vxlan.local == ip_address("192.168.0.1")
 
 
