@@ -34,7 +34,7 @@ from poplin.model.errors import KernelError, PoplinError, TemporaryError
 from poplin.model.kernel import POD_LINK_GROUP, Address, Link, Neighbour, Redirect, Route, TokenBucket, Veth
 from poplin.model.netconf import NetConf
 from poplin.model.nftables import Table
-from poplin.model.state import NetworkState, unite
+from poplin.model.state import NetworkState, share, unite
 from poplin.plan.fold import fold
 from poplin.plan.network import find_strangers, is_ours, plan_network
 from poplin.plan.nftables import plan_table
@@ -129,6 +129,7 @@ class Reconciler:
         """
         work = _Pass()
         try:
+            known = self._state is not None
             actual = self._read()
             network, hold = self._compile(inputs, actual)
             snapshot = self._registry.snapshot()
@@ -136,7 +137,10 @@ class Reconciler:
             self._wirings = {a: self._wirings.get(a) or compile_pod(a) for a in snapshot.ready}
             states = [wiring.host for wiring in self._wirings.values()]
             states.append(network.state if network else _of_the_node(actual))
-            renewed = self._apply(unite(states), actual, snapshot, work)
+            desired = unite(states)
+            if not known:
+                actual = share(actual, desired)
+            renewed = self._apply(desired, actual, snapshot, work)
             if network is not None:
                 self._apply_table(inputs.conf, work)
             self._apply_host_ports(work)

@@ -1,9 +1,12 @@
 """The kernel objects of one network namespace, desired or as they are."""
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 from poplin.model.kernel import Address, FdbEntry, Link, Neighbour, Route, Shaping
+
+T = TypeVar("T", Route, Neighbour, FdbEntry)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,3 +48,23 @@ def unite(states: Sequence[NetworkState]) -> NetworkState:
         {key: value for state in states for key, value in state.sysctls.items()},
         frozenset[Shaping]().union(*(state.shaping for state in states)),
     )
+
+
+def share(state: NetworkState, other: NetworkState) -> NetworkState:
+    """Give `state` with the very routes, neighbours and FDB entries of `other` in place of those that equal them.
+
+    To compare the two is from then on a comparison of pointers, and memory holds such objects once. Addresses
+    stay: equal ones may differ in who made them.
+    """
+    return replace(
+        state,
+        routes=_shared(state.routes, other.routes),
+        neighbours=_shared(state.neighbours, other.neighbours),
+        fdb=_shared(state.fdb, other.fdb),
+    )
+
+
+def _shared(objects: frozenset[T], others: frozenset[T]) -> frozenset[T]:
+    # The elements of a difference are those of its left side.
+    common = others - (others - objects)
+    return common | (objects - common)
