@@ -91,7 +91,7 @@ class Agent:
             stack.push_async_callback(server.close)
             log.info("agent started", extra={"node": config.node_name, "pods": len(self._registry)})
             async with asyncio.TaskGroup() as tasks:
-                watchdog = Watchdog(self._loop, self._registry.standing_on)
+                watchdog = Watchdog(self._loop, self._registry.standing_on, lambda: reconciler.desired)
                 tasks.create_task(watchdog.run(monitor), name="kernel notifications")
                 tasks.create_task(self._follow_tables(tables), name="nftables notifications")
                 tasks.create_task(self._follow_nodes(), name="watch of nodes")

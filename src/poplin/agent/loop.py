@@ -13,6 +13,12 @@ log = logging.getLogger(__name__)
 RETRY_S: Final = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 """Waits before a pass is tried again after failures in a row; the last one repeats."""
 
+REST: Final = 4.0
+"""How many times its own length a pass is followed by a pause: under endless changes a fifth of a CPU is ours."""
+
+REST_S_MAX: Final = 0.1
+"""The longest such pause: what breaks after a pass that read everything is mended soon all the same."""
+
 
 class Loop:
     """Runs passes, one at a time. All but the passes happens on the event loop.
@@ -41,6 +47,7 @@ class Loop:
         self._suspect = False
         self._suspect_pods: set[str] = set()
         self._failed_in_a_row = 0
+        self._rested_s = 0.0
         self._waiting: list[asyncio.Future[None]] = []
         self.passes = 0
 
@@ -97,7 +104,8 @@ class Loop:
             else:
                 self.audit()
         else:
-            await asyncio.sleep(self._coalesce_s)
+            now_s = asyncio.get_running_loop().time()
+            await asyncio.sleep(max(self._coalesce_s, self._rested_s - now_s))
 
     async def _pass(self) -> Outcome:
         self._wanted.clear()
@@ -110,7 +118,11 @@ class Loop:
                 self._reconciler.forget()
             return self._reconciler.run(inputs, pods)
 
-        outcome = await asyncio.get_running_loop().run_in_executor(self._thread, work)
+        running = asyncio.get_running_loop()
+        began_s = running.time()
+        outcome = await running.run_in_executor(self._thread, work)
+        ended_s = running.time()
+        self._rested_s = ended_s + min(REST_S_MAX, REST * (ended_s - began_s))
         if outcome.failures:
             self._failed_in_a_row += 1
             self._suspect_pods |= pods

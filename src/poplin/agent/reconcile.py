@@ -98,7 +98,10 @@ class _Pass:
 
 
 class Reconciler:
-    """Holds the sockets in the node's namespace; `run` is for one thread at a time."""
+    """Holds the sockets in the node's namespace; `run` is for one thread at a time.
+
+    `desired` is what the last pass has wanted of the node's namespace, for any thread to read.
+    """
 
     def __init__(self, config: AgentConfig, registry: Registry, host_ports: HostPorts) -> None:
         self._config = config
@@ -108,6 +111,7 @@ class Reconciler:
         self._routes = RouteReader(self._route)
         self._nft = NftSocket()
         self._peers = Peers()
+        self.desired = NetworkState()
         self._state: NetworkState | None = None
         self._adopted = False
         self._table: Table | None = None
@@ -137,10 +141,10 @@ class Reconciler:
             self._wirings = {a: self._wirings.get(a) or compile_pod(a) for a in snapshot.ready}
             states = [wiring.host for wiring in self._wirings.values()]
             states.append(network.state if network else _of_the_node(actual))
-            desired = unite(states)
+            self.desired = unite(states)
             if not known:
-                actual = share(actual, desired)
-            renewed = self._apply(desired, actual, snapshot, work)
+                actual = share(actual, self.desired)
+            renewed = self._apply(self.desired, actual, snapshot, work)
             if network is not None:
                 self._apply_table(inputs.conf, work)
             self._apply_host_ports(work)

@@ -11,14 +11,24 @@ from poplin.compile.pod import compile_pod
 from poplin.dataplane.netlink.monitor import Event, Gone, Monitor, Overrun, Reshaped, Seen
 from poplin.model.attachment import HOST_LINK_PREFIX, IFB_PREFIX, Attachment, host_link_of
 from poplin.model.kernel import POD_LINK_GROUP, PROTOCOL, Address, FdbEntry, Link, Neighbour, Route
+from poplin.model.state import NetworkState
 
 
 class Watchdog:
-    """Judges events. `attachment_of` gives the attachment that stands on a host link, None for none."""
+    """Judges events. `attachment_of` gives the attachment that stands on a host link, None for none.
 
-    def __init__(self, loop: Loop, attachment_of: Callable[[str], Attachment | None]) -> None:
+    `desired` is the state that the last pass has wanted of the node's namespace.
+    """
+
+    def __init__(
+        self,
+        loop: Loop,
+        attachment_of: Callable[[str], Attachment | None],
+        desired: Callable[[], NetworkState],
+    ) -> None:
         self._loop = loop
         self._attachment_of = attachment_of
+        self._desired = desired
         self._carrier: dict[str, bool] = {}
 
     async def run(self, monitor: Monitor) -> None:
@@ -45,8 +55,13 @@ class Watchdog:
                 self._loop.suspect()
             case Gone(Address() as address) if address.protocol != PROTOCOL and _is_on_pod(address.link):
                 pass
-            case Seen(Address() | Route() | Neighbour() | FdbEntry() as thing) | Gone(
-                Address() | Route() | Neighbour() | FdbEntry() as thing
+            case Seen(FdbEntry() as entry) | Gone(FdbEntry() as entry):
+                # The kernel names no port for these (vxlan_fdb_notify in drivers/net/vxlan): ours come, too.
+                desired = self._desired()
+                if entry.link in desired.links and (entry in desired.fdb) != isinstance(event, Seen):
+                    self._loop.suspect()
+            case Seen(Address() | Route() | Neighbour() as thing) | Gone(
+                Address() | Route() | Neighbour() as thing
             ):
                 if _is_on_pod(thing.link):
                     self._judge_thing_of_pod(thing.link)

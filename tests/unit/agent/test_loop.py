@@ -187,3 +187,24 @@ async def test_closing_waits_for_the_pass_under_way():
 def test_retries_wait_ever_longer(waits):
     assert list(waits) == sorted(waits)
     assert waits[0] > 0
+
+
+async def test_after_a_long_pass_the_next_waits_but_not_for_long(monkeypatch):
+    monkeypatch.setattr(loop_module, "REST_S_MAX", 0.2)
+    async with Run() as run:
+        await run.passes(1)
+        run.reconciler.hold.clear()
+        run.loop.wake()
+        await until(lambda: run.reconciler.running)
+        await asyncio.sleep(0.1)
+        run.reconciler.hold.set()
+        await run.passes(2)
+        ended_s = asyncio.get_running_loop().time()
+        run.loop.wake()
+        await run.passes(3)
+        assert asyncio.get_running_loop().time() - ended_s > 0.15
+        await asyncio.sleep(0.3)
+        run.loop.wake()
+        rested_s = asyncio.get_running_loop().time()
+        await run.passes(4)
+        assert asyncio.get_running_loop().time() - rested_s < BOUND_S

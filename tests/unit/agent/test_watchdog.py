@@ -10,6 +10,7 @@ from poplin.compile.pod import compile_pod
 from poplin.dataplane.netlink.monitor import Gone, Overrun, Seen
 from poplin.model.attachment import Attachment
 from poplin.model.kernel import POD_LINK_GROUP, Address, FdbEntry, Link, Neighbour, Route
+from poplin.model.state import NetworkState
 
 POD = Attachment(
     "c1", "eth0", "/run/netns/c1", (IPv4Address("10.244.1.5"),), "02:00:00:00:00:05", 1450, "pop0123456789ab"
@@ -17,6 +18,8 @@ POD = Attachment(
 WIRING = compile_pod(POD)
 HOST = replace(WIRING.host.links[POD.host_link], carrier=True)
 OVERLAY = Link("flannel.1", "vxlan")
+FDB = FdbEntry("flannel.1", POD.mac, IPv4Address("192.0.2.2"))
+DESIRED = NetworkState({OVERLAY.name: OVERLAY}, fdb=frozenset({FDB}))
 ETH0 = Link("eth0")
 POD_ROUTE = next(iter(WIRING.host.routes))
 POD_NEIGHBOUR = next(iter(WIRING.host.neighbours))
@@ -38,7 +41,7 @@ class StandInLoop:
 
 def judge(*events):
     loop = StandInLoop()
-    watchdog = Watchdog(loop, {POD.host_link: POD}.get)
+    watchdog = Watchdog(loop, {POD.host_link: POD}.get, lambda: DESIRED)
     for event in events:
         watchdog.judge(event)
     return loop.asked
@@ -76,7 +79,11 @@ JUDGEMENTS = {
     "underlay's address gone": ([Gone(Address("eth0", IPv4Interface("192.0.2.1/24"), protocol=0))], [ALL]),
     "route gone": ([Gone(replace(POD_ROUTE, link="flannel.1"))], [ALL]),
     "neighbour gone": ([Gone(replace(POD_NEIGHBOUR, link="flannel.1"))], [ALL]),
-    "forwarding entry gone": ([Gone(FdbEntry("flannel.1", POD.mac, IPv4Address("192.0.2.2")))], [ALL]),
+    "forwarding entry gone": ([Gone(FDB)], [ALL]),
+    "forwarding entry made, as it should be": ([Seen(FDB)], []),
+    "forwarding entry to another place": ([Seen(replace(FDB, destination=IPv4Address("192.0.2.3")))], [ALL]),
+    "old forwarding entry gone": ([Gone(replace(FDB, destination=IPv4Address("192.0.2.3")))], []),
+    "forwarding entry of another's bridge": ([Seen(replace(FDB, link="docker0"))], []),
     "neighbour changed": ([Seen(Neighbour("flannel.1", IPv4Address("10.244.2.0"), POD.mac))], [ALL]),
 }
 
