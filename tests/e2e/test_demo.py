@@ -203,7 +203,7 @@ def test_pods_of_whole_applications_run_and_have_addresses(name, manifests):
 
 
 def test_ten_replicas_on_five_nodes_reach_each_other_over_both_families(name):
-    poplin("up", "--nodes", "5", "--ip-family", "dual", "--name", name)
+    poplin("up", "--nodes", "5", "--ip-family", "dual", "--name", name, "--dns", "none")
     lab = Lab(name)
     lab.kubectl("apply", "-f", "-", given=WEB.replace("REPLICAS", "10"))
     wait_until(lambda: [pod["ready"] for pod in lab.status()["pods"]] == ["1/1"] * 10, "10 pods ready")

@@ -46,7 +46,7 @@ def machine_links():
 def test_a_lab_leaves_nothing_behind_and_nothing_of_it_is_on_the_machine(name):
     links = [link["ifname"] for link in machine_links()]
     rules = subprocess.run(["nft", "list", "ruleset"], capture_output=True, check=True).stdout
-    out = poplin("up", "--nodes", "2", "--name", name).stdout
+    out = poplin("up", "--nodes", "2", "--name", name, "--dns", "none").stdout
     assert f"lab {name} is ready" in out
     lab = Lab(name)
     lab.create("a", container(ports=[{"containerPort": 80}]))

@@ -77,6 +77,9 @@ def up(
         str,
         typer.Option(help="What load balancers' addresses are. [default: 172.19.0.0/24,fd00:10:19::/120]"),
     ] = "",
+    dns: Annotated[
+        str, typer.Option(help="embedded, or none: what kube-dns leads to is then up to you.")
+    ] = "embedded",
 ) -> None:
     """Make a lab and wait until its nodes are ready; on one that stands, start what has died.
 
@@ -100,6 +103,7 @@ def up(
         runtime=runtime,
         missing_image=missing_image,
         service_networks=tuple(map(str, services)),
+        dns=_embedded("--dns", dns),
         load_balancer_pool=tuple(map(str, parse_pool(load_balancer_pool, versions))),
     )
     began = time.monotonic()

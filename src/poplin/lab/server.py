@@ -13,6 +13,7 @@ from poplin.datastore.access import Access
 from poplin.datastore.client import ApiClient
 from poplin.datastore.kubeconfig import find_access
 from poplin.lab.access import server_url, split_server, write_fabric_kubeconfig
+from poplin.lab.addon import install
 from poplin.lab.addressing import API_PORT
 from poplin.lab.controllers.runtime import run as run_controllers
 from poplin.lab.directory import Directory
@@ -43,6 +44,8 @@ async def run_server(directory: Directory, settings: Settings, listeners: Sequen
                 load_balancer_pool=addressing.load_balancer_pool(),
             )
             tasks.create_task(controllers, name="controllers")
+        if settings.dns and api is not None and settings.kubelet and settings.controllers:
+            tasks.create_task(install(client, settings), name="cluster DNS")
         if settings.kubelet:
             tasks.create_task(_run_kubelet(directory, settings, client, api), name="kubelet")
 

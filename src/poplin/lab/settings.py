@@ -44,7 +44,7 @@ class Settings:
     """A lab. `net_conf` is the text of net-conf.json; `kubeconfig` "" means the embedded API server.
 
     `missing_image` is for containerd. `service_networks` and `load_balancer_pool` are texts; none are
-    the usual ranges.
+    the usual ranges. `dns` puts cluster DNS into a cluster of the embedded API server.
     """
 
     name: str
@@ -58,6 +58,7 @@ class Settings:
     missing_image: MissingImage = MissingImage.ECHO
     service_networks: tuple[str, ...] = ()
     load_balancer_pool: tuple[str, ...] = ()
+    dns: bool = True
 
     @property
     def addressing(self) -> Addressing:

@@ -31,7 +31,7 @@ def allot(services: Iterable[Object], pool: Sequence[IPNetwork]) -> list[Write]:
     for service in services:
         if not _is_ours(service):
             if service.spec.get("type") != "LoadBalancer" and _ingress(service):
-                writes += patch_status(SERVICES, service, {"loadBalancer": {}})
+                writes += patch_status(SERVICES, service, {"loadBalancer": {"ingress": None}})
             continue
         addresses = kept[service.key]
         for family in service.spec.get("ipFamilies") or ():

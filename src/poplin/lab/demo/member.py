@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from poplin.lab.addon import NAMESPACE as OWN
 from poplin.lab.controllers.object import Object
 from poplin.lab.demo.workload import workload_of
 from poplin.lab.directory import Directory
@@ -32,12 +33,15 @@ class Member:
 
 
 def find_members(directory: Directory, pods: Iterable[Object]) -> list[Member]:
-    """The pods that are attached, in the order of their names."""
+    """The application's pods that are attached, in the order of their names. The cluster's own are none."""
     sandboxes = read_sandboxes(directory)
     members = [
         _make_member(pod, sandbox)
         for pod in pods
-        if (sandbox := sandboxes.get(pod.uid)) is not None and sandbox.result and _lives(pod)
+        if pod.namespace != OWN
+        and (sandbox := sandboxes.get(pod.uid)) is not None
+        and sandbox.result
+        and _lives(pod)
     ]
     return sorted(members, key=lambda member: (member.namespace, member.name))
 

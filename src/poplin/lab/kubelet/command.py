@@ -64,10 +64,18 @@ def references(container: Json) -> set[tuple[str, str]]:
 
 
 def make_environment(
-    pod: Pod, container: Json, addresses: list[IPAddress], host_addresses: list[IPAddress], lookup: Lookup
+    pod: Pod,
+    container: Json,
+    addresses: list[IPAddress],
+    host_addresses: list[IPAddress],
+    lookup: Lookup,
+    services: Mapping[str, str],
 ) -> dict[str, str]:
-    """The variables of a container. Raises TemporaryError for an object or key that is not there (yet)."""
-    variables: dict[str, str] = {}
+    """The variables of a container: its own over those of `services`.
+
+    Raises TemporaryError for an object or key that is not there (yet).
+    """
+    variables = dict(services)
     for source in container.get("envFrom") or ():
         for kind, key in (("configmaps", "configMapRef"), ("secrets", "secretRef")):
             if key in source:

@@ -13,6 +13,9 @@ from poplin.lab.kubelet.document import Pod
 from poplin.model.kernel import IPAddress
 
 DOMAIN: Final = "cluster.local"
+SERVERS: Final = 3
+SEARCHES: Final = 32
+"""Limits of the API (reference, "PodDNSConfig"), which are those of resolvers."""
 
 
 def make_files(pod: Pod, addresses: Sequence[IPAddress], addressing: Addressing) -> dict[str, str]:
@@ -56,25 +59,28 @@ def make_hosts(pod: Pod, addresses: Sequence[IPAddress]) -> str:
 
 
 def make_resolv_conf(pod: Pod, addressing: Addressing) -> str | None:
-    """The text of /etc/resolv.conf, None where the pod takes its node's."""
+    """The text of /etc/resolv.conf, None where the pod takes its node's.
+
+    What dnsConfig says comes after what the policy says, its options in place of those of the same name.
+    """
     policy = pod.spec.get("dnsPolicy") or "ClusterFirst"
     extra = pod.spec.get("dnsConfig") or {}
     servers: list[str] = []
     searches: list[str] = []
-    options: list[str] = []
+    options: dict[str, str] = {}
     if policy == "Default" or (policy == "ClusterFirst" and pod.host_network):
         return None
     if policy != "None":
         servers = [str(address) for address in addressing.dns_addresses()]
         searches = [f"{pod.namespace}.svc.{DOMAIN}", f"svc.{DOMAIN}", DOMAIN]
-        options = ["ndots:5"]
+        options = {"ndots": "5"}
     servers += extra.get("nameservers") or []
     searches += extra.get("searches") or []
-    for option in extra.get("options") or ():
-        options.append(option["name"] + (f":{option['value']}" if option.get("value") else ""))
-    lines = [f"nameserver {server}" for server in servers[:3]]
+    options |= {one["name"]: str(one.get("value") or "") for one in extra.get("options") or ()}
+    lines = [f"nameserver {server}" for server in list(dict.fromkeys(servers))[:SERVERS]]
     if searches:
-        lines.append(f"search {' '.join(searches)}")
+        lines.append(f"search {' '.join(list(dict.fromkeys(searches))[:SEARCHES])}")
     if options:
-        lines.append(f"options {' '.join(options)}")
+        words = (f"{name}:{value}" if value else name for name, value in options.items())
+        lines.append(f"options {' '.join(words)}")
     return "\n".join(lines) + "\n"

@@ -23,6 +23,7 @@ from poplin.lab.kubelet.process import ProcessRuntime
 from poplin.lab.kubelet.processes import Processes
 from poplin.lab.kubelet.runtime import PodRuntime
 from poplin.lab.kubelet.sandbox import read_sandboxes
+from poplin.lab.kubelet.service_variables import ServiceVariables
 from poplin.lab.settings import MissingImage, Runtime, Settings
 from poplin.model.errors import PoplinError
 
@@ -37,6 +38,7 @@ class Kubelet:
         self._settings = settings
         self._source = KubernetesSource(client, component="kubelet")
         self._client = client
+        self._variables = ServiceVariables(self._source)
         self._processes = Processes(directory.socket)
         self._stack = AsyncExitStack()
         self._workers: dict[str, PodWorker] = {}
@@ -88,6 +90,7 @@ class Kubelet:
         async with asyncio.TaskGroup() as tasks:
             for name, node in self._nodes.items():
                 tasks.create_task(node.run(), name=f"node {name}")
+            tasks.create_task(self._variables.run(), name="watch of services")
             tasks.create_task(self._follow(), name="watch of pods")
 
     async def _follow(self) -> None:
@@ -125,7 +128,7 @@ class Kubelet:
             worker.update(pod)
             return
         runtime = self._runtimes[pod.node_name]
-        services = Services(self._directory, self._settings, self._source, runtime)
+        services = Services(self._directory, self._settings, self._source, runtime, self._variables)
         worker = PodWorker(pod, self._nodes[pod.node_name], services)
         self._workers[pod.uid] = worker
         task = asyncio.create_task(self._attend(worker, pod.uid), name=f"pod {pod.namespace}/{pod.name}")

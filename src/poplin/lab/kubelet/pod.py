@@ -25,6 +25,7 @@ from poplin.lab.kubelet.document import PODS, Pod
 from poplin.lab.kubelet.files import make_files, write_files
 from poplin.lab.kubelet.node import NodeAgent
 from poplin.lab.kubelet.runtime import ContainerOrder, PodRuntime
+from poplin.lab.kubelet.service_variables import ServiceVariables
 from poplin.lab.kubelet.status import make_status
 from poplin.lab.kubelet.volumes import Volumes
 from poplin.lab.settings import Settings
@@ -52,6 +53,7 @@ class Services:
     settings: Settings
     source: KubernetesSource
     runtime: PodRuntime
+    variables: ServiceVariables
 
 
 class PodWorker:
@@ -136,6 +138,7 @@ class PodWorker:
 
     async def environment(self, container: Json) -> dict[str, str]:
         """See Surroundings."""
+        variables = await self._services.variables.of_pod(self.pod)
         known = {wanted: await self._read_data(*wanted) for wanted in references(container)}
 
         def look_up(kind: str, name: str) -> dict[str, str] | None:
@@ -145,7 +148,7 @@ class PodWorker:
             )
 
         return make_environment(
-            self.pod, container, list(self._addresses), list(self._node.place.addresses), look_up
+            self.pod, container, list(self._addresses), list(self._node.place.addresses), look_up, variables
         )
 
     async def make_order(

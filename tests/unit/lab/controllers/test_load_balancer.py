@@ -20,7 +20,7 @@ def balancer(name, *given, families=("IPv4",), minutes=1, **spec):
 
 def addresses(writes):
     return {
-        one.key[1]: [entry["ip"] for entry in one.body["status"]["loadBalancer"].get("ingress", ())]
+        one.key[1]: [entry["ip"] for entry in one.body["status"]["loadBalancer"]["ingress"] or ()]
         for one in patches(writes, SERVICES, "status")
     }
 

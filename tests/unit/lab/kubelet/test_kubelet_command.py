@@ -58,10 +58,18 @@ def test_what_can_be_run_here(container, arguments):
     assert find_arguments(container, {"A": "1"}) == arguments
 
 
-def environment(container, objects=None):
+def environment(container, objects=None, services=None):
     return make_environment(
-        POD, container, ADDRESSES, HOST, lambda kind, name: (objects or {}).get((kind, name))
+        POD, container, ADDRESSES, HOST, lambda kind, name: (objects or {}).get((kind, name)), services or {}
     )
+
+
+def test_services_are_there_for_references_and_give_way_to_the_containers_own():
+    container = {
+        "env": [{"name": "URL", "value": "http://$(DB_SERVICE_HOST)"}, {"name": "A", "value": "own"}]
+    }
+    services = {"DB_SERVICE_HOST": "10.96.0.5", "A": "service"}
+    assert environment(container, services=services) == {**services, "URL": "http://10.96.0.5", "A": "own"}
 
 
 def field(path):
@@ -128,10 +136,35 @@ def test_the_resolver_is_the_clusters_unless_the_pod_says_otherwise():
         "nameserver 10.96.0.10\nnameserver fd00:10:96::a\n"
         "search shop.svc.cluster.local svc.cluster.local cluster.local\noptions ndots:5\n"
     )
-    spec = {"dnsPolicy": "None", "dnsConfig": {"nameservers": ["1.2.3.4"], "options": [{"name": "edns0"}]}}
-    own = msgspec.structs.replace(POD, spec=spec)
-    assert make_resolv_conf(own, Addressing((4,))) == "nameserver 1.2.3.4\noptions edns0\n"
-    assert (
-        make_resolv_conf(msgspec.structs.replace(POD, spec={"dnsPolicy": "Default"}), Addressing((4,)))
-        is None
-    )
+
+
+SEARCH = "search shop.svc.cluster.local svc.cluster.local cluster.local"
+RESOLVERS = [
+    ({"dnsPolicy": "Default"}, None),
+    ({"hostNetwork": True}, None),
+    ({"hostNetwork": True, "dnsPolicy": "ClusterFirstWithHostNet"}, ["nameserver 10.96.0.10", SEARCH, "options ndots:5"]),
+    (
+        {"dnsPolicy": "None", "dnsConfig": {"nameservers": ["1.2.3.4"], "options": [{"name": "edns0"}]}},
+        ["nameserver 1.2.3.4", "options edns0"],
+    ),
+    ({"dnsPolicy": "None"}, [""]),
+    (
+        {
+            "dnsConfig": {
+                "nameservers": ["10.96.0.10", "1.1.1.1", "2.2.2.2", "3.3.3.3"],
+                "searches": ["example.org", "cluster.local"],
+                "options": [{"name": "ndots", "value": "2"}, {"name": "use-vc"}],
+            }
+        },
+        [
+            "nameserver 10.96.0.10", "nameserver 1.1.1.1", "nameserver 2.2.2.2",
+            f"{SEARCH} example.org", "options ndots:2 use-vc",
+        ],
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("spec", "lines"), RESOLVERS)
+def test_a_pod_may_have_another_resolver(spec, lines):
+    text = make_resolv_conf(msgspec.structs.replace(POD, spec=spec), Addressing((4,)))
+    assert text == (None if lines is None else "\n".join(lines) + "\n")
