@@ -9,7 +9,6 @@ import pytest
 from kernel.nodes import (
     POPLIN,
     cluster,
-    ip_batch,
     kernel_state,
     node_object,
     plant_strangers,
@@ -119,7 +118,8 @@ def test_check_mends_says_so_and_has_an_exit_status(two):
     assert (fine.status, fine.output, fine.errors) == (0, "node n1: all is as it should be, 1 pods\n", "")
     assert node.poplin("check", "-o", "json").json == {"findings": [], "mended": 0}
     [pod] = node.pods
-    ip_batch(pod.name, "route del default", f"addr del {pod.addresses[6]}/128 dev eth0")
+    # Of parameters in a pod the kernel tells nobody.
+    pod.run("sysctl", "-q", "-w", "net.ipv6.conf.eth0.accept_ra=1", "net.ipv6.conf.eth0.accept_dad=1")
     mended = node.poplin("check", "-o", "json")
     assert mended.status == 1
     assert mended.json["findings"] == []

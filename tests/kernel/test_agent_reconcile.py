@@ -18,7 +18,12 @@ from kernel.nodes import (
 BACK_S = 5.0
 """What the kernel tells of is mended within this: far from the 60 s of an audit."""
 
-MENDED = ('"kernel state changed"', '"nftables table written"', '"pod\'s interface mended"')
+MENDED = (
+    '"kernel state changed"',
+    '"kernel parameter set"',
+    '"nftables table written"',
+    '"pod\'s interface mended"',
+)
 
 
 @pytest.fixture(scope="module")
@@ -101,6 +106,22 @@ DAMAGES = {
     "pod's side down": in_pod("link set eth0 down"),
     "pod's side down and up": in_pod("link set eth0 down", "link set eth0 up"),
     "pod's side gone": in_pod("link del eth0"),
+    "address in the pod": lambda node, pod: ip_batch(pod.name, f"addr del {pod.addresses[4]}/32 dev eth0"),
+    "IPv6 address in the pod": lambda node, pod: ip_batch(
+        pod.name, f"addr del {pod.addresses[6]}/128 dev eth0"
+    ),
+    "default route in the pod": in_pod("route del default"),
+    "IPv6 default route in the pod": in_pod("-6 route del default"),
+    "gateway's entry in the pod": in_pod("neigh del 169.254.1.1 dev eth0"),
+    "gateway's IPv6 entry in the pod": in_pod("neigh del fe80::1 dev eth0"),
+    "gateway's MAC in the pod": in_pod("neigh replace 169.254.1.1 lladdr 02:00:00:00:00:05 dev eth0"),
+    "all in the pod": in_pod(
+        "addr flush dev eth0 scope global", "route flush proto 112", "neigh flush dev eth0 nud permanent"
+    ),
+    "pod's side renamed": in_pod("link set eth0 down", "link set eth0 name mine", "link set mine up"),
+    "pod's link renamed": on_node("link set {pod} down", "link set {pod} name mine", "link set mine up"),
+    "forwarding": lambda node, pod: node.run("sysctl", "-q", "-w", "net.ipv4.ip_forward=0"),
+    "IPv6 forwarding": lambda node, pod: node.run("sysctl", "-q", "-w", "net.ipv6.conf.all.forwarding=0"),
     "table": by_nft("delete table inet poplin"),
     "every table": by_nft("flush table inet poplin"),
     "one rule": drop_one_rule,
@@ -134,6 +155,14 @@ def test_what_is_damaged_comes_back(two, damage):
             assert now == (before, in_pod_before)
         time.sleep(0.05)
     assert probe_pairs(two.pods, two.versions) == []
+
+
+def test_an_mtu_that_is_changed_in_a_pod_long_after_its_add_is_set_back(two):
+    node = two.nodes[0]
+    node.kill()
+    node.start()  # to an agent that starts no pod is young
+    node.wait_ready(peers=1)
+    test_what_is_damaged_comes_back(two, in_pod("link set eth0 mtu 1300"))
 
 
 def test_a_pass_after_a_mended_damage_changes_nothing_and_no_pass_follows_by_itself(two):
@@ -183,17 +212,31 @@ def test_check_mends_what_the_kernel_does_not_tell_of(two):
     node = two.nodes[0]
     [pod] = node.pods
     node.quiet()
-    before, in_pod_before = kernel_state(node), kernel_state(pod)
-    ip_batch(pod.name, "route flush default", "-6 route flush default", "neigh flush nud permanent dev eth0")
-    ip_batch(pod.name, f"addr del {pod.addresses[4]}/32 dev eth0")
-    node.run("sysctl", "-q", "-w", "net.ipv4.ip_forward=0", "net.ipv6.conf.all.forwarding=0")
+    pod.run("sysctl", "-q", "-w", "net.ipv6.conf.eth0.accept_ra=1")
     answer = node.poplin("check")
     assert (answer.status, answer.errors) == (1, "")
     assert "mended" in answer.output
-    assert (kernel_state(node), kernel_state(pod)) == (before, in_pod_before)
-    assert probe_pairs(two.pods, two.versions) == []
+    assert pod.run("sysctl", "-n", "net.ipv6.conf.eth0.accept_ra") == "0\n"
     again = node.poplin("check")
     assert (again.status, again.output) == (0, "node n1: all is as it should be, 1 pods\n")
+
+
+def test_a_pod_that_has_its_default_route_led_elsewhere_keeps_it_and_its_node_stays_ready(two):
+    node = two.nodes[0]
+    [pod] = node.pods
+    node.quiet()
+    before = kernel_state(pod)
+    ip_batch(pod.name, "route replace blackhole default", "neigh del fe80::1 dev eth0")
+    node.get("/audit", "POST")
+    assert kernel_state(pod)["neighbours"] == before["neighbours"]
+    assert "blackhole" in str(pod.ip("route", "show"))
+    report = node.status()
+    assert report["ready"]
+    assert any("0.0.0.0/0" in problem for problem in report["problems"])
+    ip_batch(pod.name, "route del blackhole default")
+    node.get("/audit", "POST")
+    assert kernel_state(pod) == before
+    assert node.status()["problems"] == []
 
 
 def test_a_pod_whose_namespace_is_gone_waits_for_its_deletion(two):

@@ -200,7 +200,6 @@ DAMAGES = {
     "all of the ingress": on_node("tc qdisc del dev {pod} clsact"),
     "ifb": on_node("ip link del {ifb}"),
     "ifb down": on_node("ip link set {ifb} down"),
-    "ifb of another kind": on_node("ip link del {ifb}", "ip link add {ifb} type bridge"),
     "host link": on_node("ip link del {pod}"),
     "both": on_node("ip link del {pod}", "ip link del {ifb}"),
 }

@@ -101,9 +101,9 @@ def test_a_pod_of_one_list_each_side(netns, family):
     assert pod.socket.apply([Change(Link("eth0")), Put(address), Put(entry), Put(default)]) == []
 
     host = node.socket.link("pop0")
-    assert replace(host, index=0, parent=0, carrier=False) == pod_veth(0).host
+    assert replace(host, index=0, parent=0, parent_nsid=-1, carrier=False) == pod_veth(0).host
     peer = pod.socket.link("eth0")
-    assert replace(peer, index=0, parent=0, carrier=False) == pod_veth(0).peer
+    assert replace(peer, index=0, parent=0, parent_nsid=-1, carrier=False) == pod_veth(0).peer
     assert (host.parent, peer.parent) == (peer.index, host.index)
     assert host.carrier
     assert peer.carrier

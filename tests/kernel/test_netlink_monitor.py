@@ -2,14 +2,15 @@
 
 import asyncio
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from ipaddress import ip_address, ip_interface, ip_network
 
 import pytest
 
 from poplin.dataplane.netlink import monitor as module
-from poplin.dataplane.netlink.monitor import Gone, Monitor, Overrun, Seen
+from poplin.dataplane.netlink.monitor import Configured, Elsewhere, Gone, Monitor, Overrun, Seen
 from poplin.dataplane.netns import in_namespace
-from poplin.model.kernel import Address, FdbEntry, Link, Neighbour, Route, RouteKind, Veth, Vxlan
+from poplin.model.kernel import Address, FdbEntry, Link, Neighbour, Route, RouteKind, Scope, Veth, Vxlan
 from poplin.plan.operation import Change, Put, Remove
 
 MARK = Address("lo", ip_interface("192.0.2.99/32"), protocol=0)
@@ -95,7 +96,7 @@ async def test_links_and_forwarding_entries(netns):
         assert (
             node.socket.apply([Put(link), Put(entry), Change(Link("vxlan.7", up=False)), Remove(link)]) == []
         )
-        found = await events.until_now()
+        found = [e for e in await events.until_now() if not isinstance(e, Configured)]
     states = [(type(event), event.what.up) for event in found if isinstance(event.what, Link)]
     assert states[0] == (Seen, False)
     assert (Seen, True) in states
@@ -166,9 +167,41 @@ async def test_a_flood_that_the_kernel_drops_is_an_overrun(netns):
         assert await events.until(Gone(routes[0])) == []
 
 
+@pytest.mark.parametrize("key", ["net.ipv4.ip_forward", "net.ipv6.conf.all.forwarding"])
+async def test_forwarding_that_is_turned_off_is_told(netns, key):
+    node = netns()
+    node.run("sysctl", "-q", "-w", f"{key}=1")
+    async with monitored(node) as events:
+        node.run("sysctl", "-q", "-w", f"{key}=0")
+        await events.expect(Configured("all"))
+
+
+async def test_what_happens_at_a_peers_end_in_its_own_namespace_is_told(netns):
+    node, pod = netns(), netns()
+    assert node.socket.apply([Put(Veth(Link("a"), Link("eth0"), pod.fd))]) == []
+    host = node.socket.link("a")
+    index = pod.socket.link("eth0").index
+    assert (host.parent, pod.socket.link("eth0").parent_nsid) != (0, -1)
+    assert host.parent == index
+    address = Address("eth0", ip_interface("10.1.0.5/32"))
+    route = Route(ip_network("10.2.0.0/24"), link="eth0", scope=Scope.LINK)
+    neighbour = Neighbour("eth0", ip_address("10.2.0.2"), MAC)
+    async with monitored(node) as events:
+        things = [address, route, neighbour]
+        assert pod.socket.apply([Change(Link("eth0")), *map(Put, things)]) == []
+        assert pod.socket.apply([*map(Remove, reversed(things))]) == []
+        found = [e for e in await events.until_now() if isinstance(e, Elsewhere)]
+    assert {event.nsid for event in found} == {host.parent_nsid}
+    told = [event.event for event in found]
+    for thing in things:
+        assert Seen(replace(thing, link=str(index))) in told
+        assert any(isinstance(e, Gone) and type(e.what) is type(thing) for e in told)
+    assert any(isinstance(e.what, Link) and e.what.up and e.what.index == index for e in told)
+
+
 def routes_in(events):
-    return [event for event in events if isinstance(event.what, Route)]
+    return [event for event in events if isinstance(event, Seen | Gone) and isinstance(event.what, Route)]
 
 
 def neighbours_in(events):
-    return [event for event in events if isinstance(event.what, Neighbour)]
+    return [event for event in events if isinstance(event, Seen | Gone) and isinstance(event.what, Neighbour)]

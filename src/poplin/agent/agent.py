@@ -23,6 +23,7 @@ from poplin.cni.conflist import encode_conflist
 from poplin.cni.server import CniServer
 from poplin.compile.network import Network
 from poplin.dataplane.netlink.monitor import Monitor
+from poplin.dataplane.netlink.route_socket import RouteSocket
 from poplin.dataplane.nftables.monitor import NftMonitor
 from poplin.datastore.attachments import AttachmentStore
 from poplin.datastore.core import NODES
@@ -81,6 +82,12 @@ class Agent:
             stack.callback(self._loop.close)
             self._configuration = Configuration(self._loop.wake)
             monitor = stack.enter_context(Monitor(ignored_ports=reconciler.route_ports | pods.ports))
+            if not monitor.hears_others:
+                log.warning(
+                    "changes in pods are found by audits only",
+                    extra={"remedy": "give the agent CAP_NET_BROADCAST"},
+                )
+            links = stack.enter_context(RouteSocket())
             tables = stack.enter_context(NftMonitor(ignored_ports=reconciler.nft_ports | host_ports.ports))
             endpoints = Endpoints(self.report, self._loop.run_audit)
             stack.push_async_callback(endpoints.close)
@@ -91,7 +98,9 @@ class Agent:
             stack.push_async_callback(server.close)
             log.info("agent started", extra={"node": config.node_name, "pods": len(self._registry)})
             async with asyncio.TaskGroup() as tasks:
-                watchdog = Watchdog(self._loop, self._registry.standing_on, lambda: reconciler.desired)
+                watchdog = Watchdog(
+                    self._loop, self._registry.standing_on, links.links, lambda: reconciler.desired
+                )
                 tasks.create_task(watchdog.run(monitor), name="kernel notifications")
                 tasks.create_task(self._follow_tables(tables), name="nftables notifications")
                 tasks.create_task(self._follow_nodes(), name="watch of nodes")

@@ -15,7 +15,7 @@ from typing import Final
 from poplin.agent.config import AgentConfig
 from poplin.agent.host_ports import HostPorts
 from poplin.agent.registry import Registry, Snapshot
-from poplin.agent.wiring import is_wired, mend_pod, open_netns_of, read_state, shaped_links
+from poplin.agent.wiring import find_renamed, is_wired, mend_pod, open_netns_of, read_state, shaped_links
 from poplin.compile.host_ports import TABLE as HOST_PORT_TABLE
 from poplin.compile.network import Network, compile_network
 from poplin.compile.node_table import compile_node_table
@@ -83,6 +83,7 @@ class _Pass:
     """What one pass collects on its way."""
 
     failures: list[PoplinError] = field(default_factory=list)
+    problems: list[PoplinError] = field(default_factory=list)
     adopted: list[Attachment] = field(default_factory=list)
     changes: int = 0
 
@@ -156,7 +157,7 @@ class Reconciler:
             return Outcome(None, error, (error, *work.failures), changes=work.changes)
         if work.failures:
             self.forget()
-        problems = network.problems if network else ()
+        problems = (*(network.problems if network else ()), *work.problems)
         return Outcome(network, hold, tuple(work.failures), problems, work.changes, tuple(work.adopted))
 
     def _read(self) -> NetworkState:
@@ -198,7 +199,11 @@ class Reconciler:
         strangers = find_strangers(desired, actual)
         work.failures += map(_refuse, strangers)
         foreign = {link.name for link in strangers}
-        planned = plan_network(desired, actual, claimed=snapshot.claimed | foreign)
+        planned = [
+            operation
+            for operation in plan_network(desired, actual, claimed=snapshot.claimed | foreign)
+            if not (isinstance(redirect := object_of(operation), Redirect) and redirect.to in foreign)
+        ]
         with ExitStack() as open_files:
             operations = _with_peers(planned, self._wirings, open_files)
             failures = self._route.apply(operations)
@@ -249,6 +254,7 @@ class Reconciler:
             return
         try:
             with in_namespace(netns_fd, RouteSocket) as inside:
+                find_renamed(attachment, self._route, inside)
                 if not is_wired(attachment, self._route, inside):
                     return
                 standing = inside.link(attachment.ifname)
@@ -257,7 +263,8 @@ class Reconciler:
             if as_it_is != attachment:
                 work.adopted.append(as_it_is)
         except PoplinError as error:
-            work.failures.append(error)
+            # What a pod does to itself is no reason for its node to be unready.
+            work.problems.append(error)
             return
         finally:
             os.close(netns_fd)

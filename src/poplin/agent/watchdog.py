@@ -1,35 +1,60 @@
 """Kernel notifications -> what the reconcile loop should look at again.
 
 Whatever may concern us is suspect; what surely does not is passed over, so that the kernel's echo of the CNI
-server's work, and a busy neighbour's changes, cost nothing.
+server's work, and a busy neighbour's changes, cost nothing. What a pod does in its own namespace with what is its
+own costs nothing either: only what it loses of ours, or sets otherwise, is looked at.
 """
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from typing import Final
 
 from poplin.agent.loop import Loop
 from poplin.compile.pod import compile_pod
-from poplin.dataplane.netlink.monitor import Event, Gone, Monitor, Overrun, Reshaped, Seen
+from poplin.dataplane.netlink.monitor import (
+    Configured,
+    Elsewhere,
+    Event,
+    Gone,
+    Monitor,
+    Overrun,
+    Reshaped,
+    Seen,
+)
 from poplin.model.attachment import HOST_LINK_PREFIX, IFB_PREFIX, Attachment, host_link_of
 from poplin.model.kernel import POD_LINK_GROUP, PROTOCOL, Address, FdbEntry, Link, Neighbour, Route
 from poplin.model.state import NetworkState
 
+RELEARN_S: Final = 1.0
+"""How long an unknown interface of another namespace stays so. There are many that are no pod's."""
+
 
 class Watchdog:
-    """Judges events. `attachment_of` gives the attachment that stands on a host link, None for none.
+    """Judges events.
 
-    `desired` is the state that the last pass has wanted of the node's namespace.
+    `attachment_of` gives the attachment that stands on a host link, None for none; `links` reads all links of the
+    node. `desired` is the state that the last pass has wanted of the node's namespace. `clock` gives seconds from any
+    point on.
     """
 
     def __init__(
         self,
         loop: Loop,
         attachment_of: Callable[[str], Attachment | None],
+        links: Callable[[], Iterable[Link]],
         desired: Callable[[], NetworkState],
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._loop = loop
         self._attachment_of = attachment_of
+        self._links = links
         self._desired = desired
+        self._clock = clock
         self._carrier: dict[str, bool] = {}
+        # Host links by where their peers are: (namespace's id, index there).
+        self._host_links: dict[tuple[int, int], str] = {}
+        self._learned_at_s = float("-inf")
 
     async def run(self, monitor: Monitor) -> None:
         """Follow the node's namespace for ever."""
@@ -41,6 +66,12 @@ class Watchdog:
         match event:
             case Overrun():
                 self._loop.audit()
+            case Elsewhere(nsid, inside):
+                self._judge_inside(nsid, inside)
+            case Configured(link):
+                # A pass looks at the parameters it needs, and reads nothing else for that.
+                if not _is_on_pod(link):
+                    self._loop.wake()
             case Seen(Link() as link) if _is_of_pod(link):
                 self._judge_pod_link(link)
             case Gone(Link() as link) if _is_of_pod(link):
@@ -68,7 +99,17 @@ class Watchdog:
                 else:
                     self._loop.suspect()
 
+    def _judge_inside(self, nsid: int, event: Seen | Gone) -> None:
+        place = nsid, _index_in(event.what)
+        if place not in self._host_links and self._clock() - self._learned_at_s >= RELEARN_S:
+            self._learned_at_s = self._clock()
+            self._host_links = {(link.parent_nsid, link.parent): link.name for link in self._links()}
+        attachment = self._attachment_of(self._host_links.get(place, ""))
+        if attachment is not None and _is_amiss(event, attachment):
+            self._loop.look_at([attachment.host_link])
+
     def _judge_pod_link(self, link: Link) -> None:
+        self._host_links[link.parent_nsid, link.parent] = link.name
         attachment = self._attachment_of(host_link_of(link.name))
         wanted = compile_pod(attachment).host.links.get(link.name) if attachment is not None else None
         if wanted is None:
@@ -85,6 +126,35 @@ class Watchdog:
         host_link = host_link_of(link)
         if self._attachment_of(host_link) is not None:
             self._loop.suspect([host_link])
+
+
+def _index_in(what: Link | Address | Route | Neighbour | FdbEntry) -> int:
+    if isinstance(what, Link):
+        return what.index
+    return int(what.link) if what.link.isdecimal() else 0
+
+
+def _is_amiss(event: Seen | Gone, attachment: Attachment) -> bool:
+    """Tell whether a pod's side has lost something of ours, or has it otherwise than it was made."""
+    wanted = compile_pod(attachment).pod
+    match event:
+        case Seen(Link() as link):
+            made = wanted.links[attachment.ifname]
+            standing = (link.name, link.mac, link.mtu_bytes, link.up)
+            return standing != (made.name, made.mac, made.mtu_bytes, made.up)
+        case Gone(Address() as address):
+            return address.interface in {a.interface for a in wanted.addresses}
+        case Seen(Route() as route):
+            ours = {r.destination for r in wanted.routes}
+            return route.destination in ours and replace(route, link=attachment.ifname) not in wanted.routes
+        case Gone(Route() as route):
+            return route.destination in {r.destination for r in wanted.routes}
+        case Seen(Neighbour() as neighbour):
+            ours_by_address = {n.address: n.mac for n in wanted.neighbours}
+            return ours_by_address.get(neighbour.address, neighbour.mac) != neighbour.mac
+        case Gone(Neighbour() as neighbour):
+            return neighbour.address in {n.address for n in wanted.neighbours}
+    return False
 
 
 def _settable(link: Link, wanted: Link) -> tuple[object, ...]:

@@ -178,6 +178,19 @@ def open_netns_of(attachment: Attachment) -> int | None:
     return None
 
 
+def find_renamed(attachment: Attachment, host: RouteSocket, pod: RouteSocket) -> None:
+    """Give the pod's end of the veth its name back, where it has another and the name is free."""
+    ours = host.link(attachment.host_link)
+    if ours is None or pod.link(attachment.ifname) is not None:
+        return
+    for link in pod.links():
+        # One of the host link's name is being unmade (`Wirer.detach`).
+        if (ours.parent, ours.index) == (link.index, link.parent) and link.name != attachment.host_link:
+            # Kernels before 6.2 rename only what is down; `mend_pod` brings up what that takes away.
+            pod.apply([Change(replace(link, up=False))])
+            pod.rename(link.name, attachment.ifname)
+
+
 def host_operations(attachment: Attachment, wiring: Wiring, netns_fd: int) -> list[Operation]:
     """Give what makes the veth and the node's side of it.
 

@@ -67,7 +67,8 @@ class Link:
     """An interface. In a desired state `index` is 0, and `mac` "", `mtu_bytes` 0 or `master` "" mean "as it is".
 
     `kind` is IFLA_INFO_KIND, "" for a physical device. `master` is the bridge whose port the link is. `carrier` is IFF_LOWER_UP, known only of what
-    was read. `parent` is the index of IFLA_LINK (a veth's peer, a vxlan's underlay), 0 for none.
+    was read. `parent` is the index of IFLA_LINK (a veth's peer, a vxlan's underlay), 0 for none; `parent_nsid` is
+    the id of the namespace where that index counts, as this one numbers others (IFLA_LINK_NETNSID), -1 for its own.
     """
 
     name: str
@@ -81,6 +82,7 @@ class Link:
     master: str = ""
     index: int = 0
     parent: int = 0
+    parent_nsid: int = -1
     carrier: bool = False
 
 

@@ -4,6 +4,7 @@ A request names its link by IFLA_IFNAME and leaves ifi_index 0: the kernel finds
 the index first.
 """
 
+import sys
 from ipaddress import IPv4Address
 from struct import Struct
 from typing import Final
@@ -154,6 +155,7 @@ def decode_link(body: bytes, name_of: NameOf) -> Link | None:
         master=name_of(master) if master else "",
         index=index,
         parent=_decode_number(found, uapi.IFLA_LINK),
+        parent_nsid=_decode_nsid(found),
         carrier=bool(flags & uapi.IFF_LOWER_UP),
     )
 
@@ -170,6 +172,11 @@ def _decode_vxlan(data: bytes, name_of: NameOf) -> Vxlan:
         learning=any(found.get(uapi.IFLA_VXLAN_LEARNING, b"")),
         gbp=uapi.IFLA_VXLAN_GBP in found,
     )
+
+
+def _decode_nsid(found: dict[int, bytes]) -> int:
+    value = found.get(uapi.IFLA_LINK_NETNSID)
+    return int.from_bytes(value, sys.byteorder, signed=True) if value is not None else -1
 
 
 def _decode_number(found: dict[int, bytes], kind: int) -> int:

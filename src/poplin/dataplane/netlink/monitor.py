@@ -1,7 +1,9 @@
-"""What changes in a network namespace, as typed events on an event loop."""
+"""What changes in a network namespace, and in those beside it, as typed events on an event loop."""
 
 import asyncio
 import errno
+import socket
+import sys
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import AbstractContextManager
@@ -17,6 +19,7 @@ from poplin.dataplane.netlink.frame import Message, NameOf, decode_messages
 from poplin.dataplane.netlink.link import decode_link
 from poplin.dataplane.netlink.link_names import LinkNames
 from poplin.dataplane.netlink.neighbour import decode_neighbour, is_permanent
+from poplin.dataplane.netlink.netconf import decode_configured_link
 from poplin.dataplane.netlink.route import decode_protocol, decode_route
 from poplin.dataplane.netlink.shaping import decode_shaped_link
 from poplin.model.kernel import PROTOCOL, Address, FdbEntry, Link, Neighbour, Route
@@ -29,10 +32,14 @@ _GROUPS: Final = (
     uapi.RTNLGRP_IPV6_IFADDR,
     uapi.RTNLGRP_IPV6_ROUTE,
     uapi.RTNLGRP_TC,
+    uapi.RTNLGRP_IPV4_NETCONF,
+    uapi.RTNLGRP_IPV6_NETCONF,
 )
 
 _DATAGRAMS_AT_ONCE: Final = 256
 """About a millisecond of the event loop; what is left over is read in the loop's next turn."""
+
+_CONTROL_BYTES: Final = socket.CMSG_SPACE(4)
 
 _EVENTS_HELD: Final = 4096
 """A reader so far behind does better to read everything."""
@@ -60,11 +67,29 @@ class Reshaped:
 
 
 @dataclass(frozen=True, slots=True)
+class Configured:
+    """Somebody set a parameter of `link`, of "all" or "default": forwarding, rp_filter and the like."""
+
+    link: str
+
+
+@dataclass(frozen=True, slots=True)
+class Elsewhere:
+    """`event` happened in another namespace, which the monitor's own knows as `nsid` (Link.parent_nsid).
+
+    What is on a link there names it by its index, in decimal.
+    """
+
+    nsid: int
+    event: Seen | Gone
+
+
+@dataclass(frozen=True, slots=True)
 class Overrun:
     """Changes were lost: only reading everything tells what is there now."""
 
 
-Event = Seen | Gone | Reshaped | Overrun
+Event = Seen | Gone | Reshaped | Configured | Elsewhere | Overrun
 _Decoded = Link | Address | Route | Neighbour | FdbEntry | None
 
 _DECODERS: Final[dict[int, Callable[[bytes, NameOf], _Decoded]]] = {
@@ -90,7 +115,10 @@ class Monitor(AbstractContextManager["Monitor"]):
     """Bound to the namespace in which the thread is at its making; needs a running event loop.
 
     Tells of links and addresses, of routes of `protocol` and what takes their place, of permanent
-    neighbours and forwarding entries, and of links whose queueing disciplines and filters change. What `ignored_ports` (each a RouteSocket's `port`) did is no news.
+    neighbours and forwarding entries, and of links whose queueing disciplines and filters change. What
+    `ignored_ports` (each a RouteSocket's `port`) did is no news. Links, addresses, routes and neighbours of other
+    namespaces that have an id in this one, pods among them, are told as well where `hears_others`: for that the
+    process needs CAP_NET_BROADCAST (man 7 netlink, NETLINK_LISTEN_ALL_NSID).
 
     The kernel does not tell all: IPv4 routes go without a word when their link goes down.
     """
@@ -104,6 +132,7 @@ class Monitor(AbstractContextManager["Monitor"]):
         self._events: deque[Event] = deque()
         self._arrived = asyncio.Event()
         self._draining = False
+        self.hears_others = _listen_to_others(self._socket)
         for group in _GROUPS:
             self._socket.setsockopt(uapi.SOL_NETLINK, uapi.NETLINK_ADD_MEMBERSHIP, group)
         self._loop = asyncio.get_running_loop()
@@ -130,7 +159,7 @@ class Monitor(AbstractContextManager["Monitor"]):
     def _receive(self) -> None:
         for _ in range(_DATAGRAMS_AT_ONCE):
             try:
-                data = self._socket.recv(DATAGRAM_BYTES)
+                data, ancillary, _, _ = self._socket.recvmsg(DATAGRAM_BYTES, _CONTROL_BYTES)
             except BlockingIOError:
                 if self._draining:
                     self._draining = False
@@ -144,14 +173,17 @@ class Monitor(AbstractContextManager["Monitor"]):
                 self._draining = True
                 continue
             if not self._draining:
-                self._read_datagram(data)
+                self._read_datagram(data, _nsid_in(ancillary))
         if self._events:
             self._arrived.set()
 
-    def _read_datagram(self, data: bytes) -> None:
+    def _read_datagram(self, data: bytes, nsid: int | None) -> None:
         try:
             for message in decode_messages(data):
-                self._read(message)
+                if nsid is None:
+                    self._read(message)
+                else:
+                    self._read_elsewhere(message, nsid)
         except MalformedMessageError:
             self._overrun()
 
@@ -167,15 +199,23 @@ class Monitor(AbstractContextManager["Monitor"]):
         if message.kind in _SHAPING:
             self._hold(Reshaped(decode_shaped_link(message.body, self._names.name_of)))
             return
-        what = _DECODERS[message.kind](message.body, self._names.name_of)
-        if what is None:
+        if message.kind == uapi.RTM_NEWNETCONF:
+            self._hold(Configured(decode_configured_link(message.body, self._names.name_of)))
             return
-        gone = message.kind in _DELETIONS
-        if isinstance(what, Link):
-            self._names.learn(what.index, "" if gone else what.name)
-        if message.kind == uapi.RTM_NEWNEIGH and not is_permanent(message.body):
-            gone = True
-        self._hold(Gone(what) if gone else Seen(what))
+        event = _decode_event(message, self._names.name_of)
+        if event is None:
+            return
+        if isinstance(event.what, Link):
+            self._names.learn(event.what.index, "" if isinstance(event, Gone) else event.what.name)
+        self._hold(event)
+
+    def _read_elsewhere(self, message: Message, nsid: int) -> None:
+        # Ports are of one namespace: that of a socket of ours may be another's there.
+        if message.kind not in _DECODERS or not self._is_wanted(message):
+            return
+        event = _decode_event(message, str)
+        if event is not None:
+            self._hold(Elsewhere(nsid, event))
 
     def _hold(self, event: Event) -> None:
         if len(self._events) >= _EVENTS_HELD:
@@ -194,4 +234,28 @@ class Monitor(AbstractContextManager["Monitor"]):
                 # One of ours that stopped being permanent still carries our protocol.
                 return is_permanent(message.body) or self._neighbour_mark in message.body
             case kind:
-                return kind in _DECODERS or kind in _SHAPING
+                return kind in _DECODERS or kind in _SHAPING or kind == uapi.RTM_NEWNETCONF
+
+
+def _decode_event(message: Message, name_of: NameOf) -> Seen | Gone | None:
+    what = _DECODERS[message.kind](message.body, name_of)
+    if what is None:
+        return None
+    lost = message.kind == uapi.RTM_NEWNEIGH and not is_permanent(message.body)
+    return Gone(what) if lost or message.kind in _DELETIONS else Seen(what)
+
+
+def _listen_to_others(netlink: socket.socket) -> bool:
+    try:
+        netlink.setsockopt(uapi.SOL_NETLINK, uapi.NETLINK_LISTEN_ALL_NSID, 1)
+    except PermissionError:
+        return False
+    return True
+
+
+def _nsid_in(ancillary: Iterable[tuple[int, int, bytes]]) -> int | None:
+    """Give the namespace that a datagram comes from, None for the socket's own."""
+    for level, kind, data in ancillary:
+        if (level, kind) == (uapi.SOL_NETLINK, uapi.NETLINK_LISTEN_ALL_NSID):
+            return int.from_bytes(data, sys.byteorder, signed=True)
+    return None
