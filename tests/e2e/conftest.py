@@ -10,6 +10,7 @@ NEED_KUBECTL = [
     "test_kubernetes_client_kubeconfig.py",
     "test_lab_lifecycle.py",
     "test_lab_pods.py",
+    "test_network_policy.py",
 ]
 collect_ignore = [] if shutil.which("kubectl") else NEED_KUBECTL
 

@@ -48,6 +48,7 @@ CONDITIONS = [
     "configuration valid",
     "network computed",
     "kernel programmed",
+    "policy in force",
     "lease published",
     "CNI configuration installed",
 ]

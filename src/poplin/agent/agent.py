@@ -9,10 +9,13 @@ from poplin.agent.cluster import View
 from poplin.agent.config import AgentConfig
 from poplin.agent.configuration import Configuration
 from poplin.agent.endpoints import Endpoints
+from poplin.agent.enforcer import KEY as POLICY_TABLE
 from poplin.agent.host_ports import HostPorts
 from poplin.agent.install import install_shim, lock_namespace, lock_state_dir, make_run_dir, write_atomically
 from poplin.agent.loop import Loop
 from poplin.agent.pods import ATTACHMENTS, Pods
+from poplin.agent.policies import Policies
+from poplin.agent.policy_events import PolicyEvents
 from poplin.agent.publish import Publisher
 from poplin.agent.reconcile import Inputs, Outcome, Reconciler
 from poplin.agent.registry import Registry
@@ -61,6 +64,8 @@ class Agent:
             self._registry = Registry(store)
             host_ports = HostPorts(self._registry.mapped)
             stack.callback(host_ports.close)
+            self._policies = Policies(self._source, config.node_name, self._registry.all)
+            stack.callback(self._policies.close)
             reconciler = Reconciler(config, self._registry, host_ports)
             pods = Pods(
                 self._registry,
@@ -69,6 +74,7 @@ class Agent:
                 self._serving_network,
                 attached=lambda host_link: self._loop.look_at([host_link]),
                 look=lambda: self._loop.suspect(()),
+                policies=self._policies,
             )
             stack.callback(pods.close)
             self._loop = Loop(
@@ -88,14 +94,17 @@ class Agent:
                     extra={"remedy": "give the agent CAP_NET_BROADCAST"},
                 )
             links = stack.enter_context(RouteSocket())
-            tables = stack.enter_context(NftMonitor(ignored_ports=reconciler.nft_ports | host_ports.ports))
-            endpoints = Endpoints(self.report, self._loop.run_audit)
+            tables = stack.enter_context(
+                NftMonitor(ignored_ports=reconciler.nft_ports | host_ports.ports | self._policies.ports)
+            )
+            endpoints = Endpoints(self.report, self._audit)
             stack.push_async_callback(endpoints.close)
             await endpoints.open(config.status_socket, config.health_address)
             await pods.settle()
             server = CniServer(pods)
             server.listen(config.cni_socket)
             stack.push_async_callback(server.close)
+            events = PolicyEvents(self._source, config.node_name, self._nodes, self._policies.policies)
             log.info("agent started", extra={"node": config.node_name, "pods": len(self._registry)})
             async with asyncio.TaskGroup() as tasks:
                 watchdog = Watchdog(
@@ -108,6 +117,8 @@ class Agent:
                 tasks.create_task(self._tidy(pods), name="housekeeping")
                 tasks.create_task(pods.reap(), name="destruction of links")
                 tasks.create_task(self._publisher.run(), name="publisher")
+                tasks.create_task(self._policies.run(), name="policy")
+                tasks.create_task(events.run(), name="events about policies")
                 tasks.create_task(self._loop.run(), name="reconcile loop")
 
     def report(self) -> Report:
@@ -123,6 +134,7 @@ class Agent:
                 from_error("configuration valid", self._configuration.problem),
                 from_error("network computed", outcome.hold),
                 from_error("kernel programmed", failed),
+                from_error("policy in force", self._policies.not_in_force),
                 from_error("lease published", self._publisher.not_published),
                 from_error("CNI configuration installed", self._conflist_error),
             ),
@@ -130,7 +142,7 @@ class Agent:
             pods=len(self._registry),
             passes=self._loop.passes,
             changes=outcome.changes,
-            problems=tuple(sorted(self._told.union(unreadable))),
+            problems=tuple(sorted(self._told.union(unreadable, self._policies.problems))),
         )
 
     def _serving_network(self) -> Network:
@@ -209,10 +221,18 @@ class Agent:
         await self._configuration.follow_map(self._source, namespace, name)
 
     async def _follow_tables(self, monitor: NftMonitor) -> None:
-        async for _ in monitor.events():
-            self._loop.suspect()
+        async for key in monitor.events():
+            if key is None or key == POLICY_TABLE:
+                self._policies.suspect()
+            if key != POLICY_TABLE:
+                self._loop.suspect()
+
+    async def _audit(self) -> None:
+        await self._policies.audit()
+        await self._loop.run_audit()
 
     async def _tidy(self, pods: Pods) -> None:
         while True:
             await asyncio.sleep(self._config.audit_s)
             await pods.tidy()
+            await self._policies.audit()

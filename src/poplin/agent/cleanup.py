@@ -12,6 +12,7 @@ from poplin.agent.wiring import read_state
 from poplin.cni.conflist import NAME as CONFLIST
 from poplin.compile.host_ports import TABLE as HOST_PORT_TABLE
 from poplin.compile.node_table import TABLE
+from poplin.compile.policy.table import TABLE as POLICY_TABLE
 from poplin.compile.services.table import TABLE as SERVICE_TABLE
 from poplin.dataplane.netlink.request import describe, object_of
 from poplin.dataplane.netlink.route_socket import RouteSocket
@@ -51,7 +52,7 @@ def _remove_all(state_dir: Path, run_dir: Path, cni_conf_dir: Path) -> Iterator[
     for operation in operations:
         yield f"removed {describe(object_of(operation))}"
     with NftSocket() as tables:
-        for name in (TABLE, HOST_PORT_TABLE, SERVICE_TABLE):
+        for name in (TABLE, HOST_PORT_TABLE, SERVICE_TABLE, POLICY_TABLE):
             key = TableKey(Family.INET, name)
             if tables.read_table(key) is not None:
                 tables.apply([DeleteTable(key)])

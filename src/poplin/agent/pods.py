@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from functools import partial
 from ipaddress import ip_interface
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Final, Protocol, TypeVar
 
 from poplin.agent.host_ports import HostPorts
 from poplin.agent.registry import Registry
@@ -43,12 +43,24 @@ LOOK_S: Final = 1.0
 kernel then drops the pod's permanent neighbours. Where the agent may not hear of that, this look mends it."""
 
 
+class Admission(Protocol):
+    """Who has a pod's policy in force."""
+
+    async def admit(self, attachment: Attachment) -> None:
+        """Return when it is. Raises PoplinError where it cannot be."""
+        ...
+
+    def dismiss(self, attachment: Attachment) -> None:
+        """Forget what was admitted, or not even that."""
+        ...
+
+
 class Pods:
     """Serves CNI (`poplin.cni.server.Handler`).
 
     `network` gives the node's network, or raises why not; `attached` hears of each pod, by its host link,
     when the plugins behind ours have had their time with it. `look` has the kernel read anew: what a failed
-    ADD has left there is nobody's.
+    ADD has left there is nobody's. `policies` has each pod's policy in force before its ADD is answered.
     """
 
     def __init__(
@@ -59,6 +71,7 @@ class Pods:
         network: Callable[[], Network],
         attached: Callable[[str], None],
         look: Callable[[], None],
+        policies: Admission,
     ) -> None:
         self._registry = registry
         self._host_ports = host_ports
@@ -66,6 +79,7 @@ class Pods:
         self._network = network
         self._attached = attached
         self._look = look
+        self._policies = policies
         self._wirer = Wirer(WIRING_THREADS)
         self._threads = ThreadPoolExecutor(WIRING_THREADS, thread_name_prefix="wiring")
         self._at_work = 0
@@ -104,6 +118,7 @@ class Pods:
         attachment = self._registry.reserve(draft, request.requested_addresses)
         try:
             netns_cookie = await self._at_once(lambda: self._wire(attachment, netns_fd))
+            await self._policies.admit(attachment)
             self._registry.confirm(attachment, netns_cookie)
         except BaseException:
             await self._undo(attachment)
@@ -245,6 +260,7 @@ class Pods:
 
     def _release(self, attachment: Attachment) -> None:
         self._registry.release(attachment)
+        self._policies.dismiss(attachment)
         self._leaving.set()
 
     async def _at_once(self, function: Callable[[], T]) -> T:

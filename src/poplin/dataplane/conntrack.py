@@ -5,7 +5,7 @@ Source: include/uapi/linux/netfilter/nfnetlink_conntrack.h.
 """
 
 import errno as codes
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Final
 
@@ -41,10 +41,14 @@ class ConntrackSocket(NfnetlinkSocket):
 
     def read(self, *, mark: int = 0, mask: int = 0) -> list[Connection]:
         """All connections whose mark has, under `mask`, the value `mark`; all there are for the mask 0."""
+        return list(self.each(mark=mark, mask=mask))
+
+    def each(self, *, mark: int = 0, mask: int = 0) -> Iterator[Connection]:
+        """As `read`, one by one as the kernel tells of them. The socket is good for nothing else until the end."""
         wanted = encode_number(_MARK, mark) + encode_number(_MARK_MASK, mask) if mask else b""
         answers = self.query(CT_GET, uapi.NLM_F_DUMP, uapi.AF_UNSPEC, wanted, where="conntrack")
         found = (decode_connection(decode_body(message)[1]) for message in answers)
-        return [connection for connection in found if connection]
+        return (connection for connection in found if connection)
 
     def set_mark(self, connections: Iterable[Connection], mark: int, mask: int) -> None:
         """Give the bits in `mask` of every connection's mark those of `mark`. One that is gone is none to change.

@@ -1,5 +1,7 @@
 """The core group, v1: Node, Namespace, ConfigMap, Pod (Kubernetes API reference, "core/v1")."""
 
+from dataclasses import replace
+
 import msgspec
 from msgspec import field
 
@@ -15,6 +17,9 @@ from poplin.model.cluster import (
     PodPhase,
     TransportProtocol,
 )
+
+POD_IPS = "poplin.io/pod-ips"
+"""Annotation with a pod's addresses, comma between them, which its node writes before kubelet has the status."""
 
 LAST_APPLIED = "kubectl.kubernetes.io/last-applied-configuration"
 
@@ -140,6 +145,7 @@ def to_pod(wire: WirePod) -> Pod:
         ips = [entry.ip for entry in status.pod_ips]
     else:
         ips = [status.pod_ip] if status.pod_ip else []
+    announcement = "" if any(ips) else (metadata.annotations or {}).get(POD_IPS, "")
     return Pod(
         namespace=metadata.namespace,
         name=metadata.name,
@@ -151,9 +157,17 @@ def to_pod(wire: WirePod) -> Pod:
         host_network=bool(spec.host_network),
         phase=status.phase or PodPhase.PENDING,
         deleting=metadata.deletion_timestamp is not None,
-        addresses=tuple(parse_address(ip, f"status.podIPs[{i}].ip") for i, ip in enumerate(ips) if ip),
+        addresses=tuple(parse_address(ip, f"status.podIPs[{i}].ip") for i, ip in enumerate(ips) if ip)
+        or tuple(
+            parse_address(ip, f"metadata.annotations[{POD_IPS}]") for ip in announcement.split(",") if ip
+        ),
+        announced=bool(announcement),
         ports=_ports(spec),
     )
+
+
+def to_policy_pod(wire: WirePod) -> Pod:
+    return replace(to_pod(wire), annotations={})
 
 
 def _ports(spec: WirePodSpec) -> tuple[ContainerPort, ...]:
@@ -210,3 +224,5 @@ CONFIG_MAPS = Resource(
 PODS = Resource(
     group="", version="v1", plural="pods", kind="Pod", namespaced=True, struct=WirePod, to_model=to_pod
 )
+POLICY_PODS = replace(PODS, to_model=to_policy_pod)
+"""Pods without what policy does not ask for: an agent keeps those of the whole cluster."""

@@ -22,9 +22,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-from poplin.datastore.core import NODES
+from poplin.datastore.core import NODES, PODS
 from poplin.datastore.documents import dump_documents, flatten, is_json, load_documents
-from poplin.datastore.node_patch import merge_node, node_patch
+from poplin.datastore.node_patch import merge_annotations, merge_node, node_patch
 from poplin.datastore.parse import InvalidObjectError, convert_object
 from poplin.datastore.resource import ClusterObject, Resource
 from poplin.datastore.source import Deleted, Put, Rejected, Replaced, Unavailable, WatchEvent
@@ -98,6 +98,18 @@ class FileSource:
         """See `Source.patch_node`: the file is written anew, without its comments, where this changes it."""
         await asyncio.to_thread(self._patch_node, name, annotations, conditions)
 
+    async def annotate_pod(
+        self, namespace: str, name: str, annotations: Mapping[str, str], *, uid: str = ""
+    ) -> None:
+        """See `Source.annotate_pod`."""
+
+        def annotate(document: dict[str, Any]) -> bool:
+            if uid and document["metadata"].get("uid") not in {None, uid}:
+                return False
+            return merge_annotations(document["metadata"], annotations)
+
+        await asyncio.to_thread(self._rewrite, PODS.kind, namespace, name, annotate)
+
     async def create_event(
         self, about: ObjectReference, *, reason: str, message: str, warning: bool = False
     ) -> None:
@@ -147,6 +159,23 @@ class FileSource:
     def _patch_node(
         self, name: str, annotations: Mapping[str, str | None], conditions: Sequence[NodeCondition]
     ) -> None:
+        def merge(document: dict[str, Any]) -> bool:
+            node = convert_object(NODES, document).value
+            if isinstance(node, InvalidObjectError):
+                raise node
+            return merge_node(document, node_patch(annotations, conditions, self._now()))
+
+        if not self._rewrite(NODES.kind, "", name, merge):
+            raise TemporaryError(
+                f"no Node is named {name}",
+                where=str(self._path),
+                remedy="add the Node, or correct the agent's",
+            )
+
+    def _rewrite(
+        self, kind: str, namespace: str, name: str, change: Callable[[dict[str, Any]], bool]
+    ) -> bool:
+        """Write the file anew where `change` changes the object. Tell whether there is such an object."""
         with self._locked():
             try:
                 content = self._path.read_bytes()
@@ -154,16 +183,13 @@ class FileSource:
                 raise TemporaryError(error.strerror or str(error), where=str(self._path)) from None
             documents = load_documents(content, str(self._path))
             for document in flatten(documents, str(self._path)):
-                if document["kind"] == NODES.kind and document["metadata"]["name"] == name:
-                    node = convert_object(NODES, document).value
-                    if isinstance(node, InvalidObjectError):
-                        raise node
-                    if merge_node(document, node_patch(annotations, conditions, self._now())):
+                metadata = document["metadata"]
+                own = (metadata.get("namespace") or "default") if namespace else ""
+                if (document["kind"], own, metadata["name"]) == (kind, namespace, name):
+                    if change(document):
                         replace_file(self._path, dump_documents(documents, as_json=is_json(content)))
-                    return
-        raise TemporaryError(
-            f"no Node is named {name}", where=str(self._path), remedy="add the Node, or correct the agent's"
-        )
+                    return True
+        return False
 
     @contextmanager
     def _locked(self) -> Iterator[None]:

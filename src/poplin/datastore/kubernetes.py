@@ -10,7 +10,7 @@ import msgspec
 from poplin.datastore.access import Access
 from poplin.datastore.backoff import Pace
 from poplin.datastore.client import JSON_MERGE, STRATEGIC_MERGE, ApiClient, NonsenseError, RefusedError
-from poplin.datastore.core import NODES
+from poplin.datastore.core import NODES, PODS
 from poplin.datastore.node_patch import node_patch, timestamp
 from poplin.datastore.parse import InvalidObjectError, parse_object
 from poplin.datastore.reflector import Reflector
@@ -106,6 +106,19 @@ class KubernetesSource:
             body=patch,
             content_type=STRATEGIC_MERGE,
         )
+
+    async def annotate_pod(
+        self, namespace: str, name: str, annotations: Mapping[str, str], *, uid: str = ""
+    ) -> None:
+        """See `Source.annotate_pod`. The uid is a precondition: the server answers 409 for another pod."""
+        metadata: dict[str, Any] = {"annotations": dict(annotations)}
+        if uid:
+            metadata["uid"] = uid
+        try:
+            await self.merge(PODS, name, {"metadata": metadata}, namespace=namespace)
+        except RefusedError as error:
+            if error.status not in {404, 409}:
+                raise
 
     async def create(self, resource: Resource[Any], body: Any, *, namespace: str = "") -> bytes:
         """Create an object from its JSON form; the answer is the object as stored."""

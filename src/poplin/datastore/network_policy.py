@@ -112,6 +112,7 @@ def to_network_policy(wire: WireNetworkPolicy) -> NetworkPolicy:
         ingress=ingress if "Ingress" in types else None,
         egress=egress if "Egress" in types else None,
         problems=tuple(problems),
+        uid=wire.metadata.uid,
     )
 
 

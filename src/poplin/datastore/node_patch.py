@@ -41,17 +41,7 @@ def merge_node(document: dict[str, Any], patch: Mapping[str, Any]) -> bool:
 
     A condition that says what it said before keeps its times.
     """
-    changed = False
-    metadata = document["metadata"]
-    annotations = dict(metadata.get("annotations") or {})
-    for key, value in patch.get("metadata", {}).get("annotations", {}).items():
-        if value is None:
-            annotations.pop(key, None)
-        else:
-            annotations[key] = value
-    if annotations != (metadata.get("annotations") or {}):
-        metadata["annotations"] = annotations
-        changed = True
+    changed = merge_annotations(document["metadata"], patch.get("metadata", {}).get("annotations", {}))
     for condition in patch.get("status", {}).get("conditions", ()):
         status = document["status"] = document.get("status") or {}
         conditions = status["conditions"] = status.get("conditions") or []
@@ -64,6 +54,21 @@ def merge_node(document: dict[str, Any], patch: Mapping[str, Any]) -> bool:
             conditions[place] = condition
         changed = True
     return changed
+
+
+def merge_annotations(metadata: dict[str, Any], news: Mapping[str, str | None]) -> bool:
+    """Set annotations of an object in place, None removes one; tell whether that changed anything."""
+    before = metadata.get("annotations") or {}
+    annotations = dict(before)
+    for key, value in news.items():
+        if value is None:
+            annotations.pop(key, None)
+        else:
+            annotations[key] = value
+    if annotations == before:
+        return False
+    metadata["annotations"] = annotations
+    return True
 
 
 def _said(condition: Mapping[str, Any]) -> dict[str, Any]:

@@ -87,6 +87,15 @@ class Source(Protocol):
         """Set annotations (None removes one) and conditions of a Node. Raises PoplinError."""
         ...
 
+    async def annotate_pod(
+        self, namespace: str, name: str, annotations: Mapping[str, str], *, uid: str = ""
+    ) -> None:
+        """Set annotations of a Pod, with `uid` only of the one that has it. Raises PoplinError.
+
+        That there is no such pod is success: what was to be said of it is of no use any more.
+        """
+        ...
+
     async def create_event(
         self, about: ObjectReference, *, reason: str, message: str, warning: bool = False
     ) -> None:

@@ -96,6 +96,7 @@ class ContainerPort:
 class Pod:
     """A Pod. `addresses` is status.podIPs: empty before it has any, else at most one of each family.
 
+    `announced` says that they are not in the status yet: the pod's node has written them into an annotation.
     `node_name` is "" until it is scheduled. `deleting` says that a deletionTimestamp is set: the pod may
     still run for its grace period. `ports` are those of its containers and of its sidecars (restartable
     init containers), in order.
@@ -112,6 +113,7 @@ class Pod:
     phase: PodPhase = PodPhase.PENDING
     deleting: bool = False
     addresses: tuple[IPAddress, ...] = ()
+    announced: bool = False
     ports: tuple[ContainerPort, ...] = ()
 
     @property
@@ -169,6 +171,7 @@ class NetworkPolicy:
     ingress: tuple[NetworkPolicyRule, ...] | None = ()
     egress: tuple[NetworkPolicyRule, ...] | None = None
     problems: tuple[str, ...] = ()
+    uid: str = ""
 
 
 @dataclass(frozen=True, slots=True)

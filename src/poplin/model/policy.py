@@ -189,18 +189,22 @@ class Endpoint:
     addresses: tuple[IPAddress, ...] = ()
     ports: tuple[ContainerPort, ...] = ()
 
+    @property
+    def key(self) -> tuple[str, str]:
+        return self.namespace, self.name
+
     def __str__(self) -> str:
         return f"{self.namespace}/{self.name}"
 
 
-ECHO: Final = IcmpKind(8, 0)
+ECHO: Final = {ICMP: IcmpKind(8, 0), ICMPV6: IcmpKind(128, 0)}
 
 
 @dataclass(frozen=True, slots=True)
 class Packet:
     """The first packet of a connection, after the Service's address has become the endpoint's.
 
-    Ports are 0 for protocols that have none; `icmp` is for ICMP and ICMPv6.
+    Ports are 0 for protocols that have none; `icmp` is for ICMP and ICMPv6, None for an echo request.
     """
 
     source: IPAddress
@@ -208,7 +212,12 @@ class Packet:
     protocol: int = TCP
     port: int = 0
     source_port: int = 0
-    icmp: IcmpKind = ECHO
+    icmp: IcmpKind | None = None
+
+    @property
+    def kind(self) -> IcmpKind:
+        """Type and code, of a packet of ICMP or ICMPv6."""
+        return self.icmp or ECHO[self.protocol]
 
 
 class Reason(StrEnum):

@@ -26,6 +26,11 @@ class StandInHostPorts:
     def withdraw(self, attachment): ...
 
 
+class StandInPolicies:
+    async def admit(self, attachment): ...
+    def dismiss(self, attachment): ...
+
+
 class StandInWirer:
     """A kernel that refuses what `broken` names."""
 
@@ -86,6 +91,7 @@ class Bench:
             StandInNetwork,
             attached=lambda _: None,
             look=self._look,
+            policies=StandInPolicies(),
         )
         self.wirer = self.pods._wirer
         self.wirer.standing = kernel.standing if kernel else set()

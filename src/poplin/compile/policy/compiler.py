@@ -13,7 +13,7 @@ from ipaddress import ip_address
 from poplin.compile.nft_rule import decode_number, encode_number
 from poplin.compile.policy import table
 from poplin.compile.policy.chain import NamedPort, Rendered, chain_name, identity_map, named_set, render
-from poplin.compile.policy.evaluation import arrange
+from poplin.compile.policy.evaluation import Case, arrange, decide, undecided
 from poplin.compile.policy.identity import (
     NOBODY,
     UNKNOWN,
@@ -31,7 +31,7 @@ from poplin.compile.policy.world import PolicyState, claim, is_endpoint, named_p
 from poplin.model.cluster import Namespace, Pod
 from poplin.model.kernel import IPAddress
 from poplin.model.nftables import Element, Set, Table
-from poplin.model.policy import NUMBERS, AppliedTier, Direction, Policy, PolicyKey
+from poplin.model.policy import NUMBERS, AppliedTier, Direction, Endpoint, Packet, Policy, PolicyKey
 from poplin.model.selector import (
     NAMESPACE,
     In,
@@ -153,10 +153,9 @@ class PolicyCompiler:
         if placed is not None:
             before = placed.pod
             placed.pod = pod
-            if placed.cohort is cohort and (before.addresses, before.deleting) == (
-                pod.addresses,
-                pod.deleting,
-            ):
+            if placed.cohort is cohort and before.addresses == pod.addresses:
+                if claim(before) != claim(pod):
+                    self._addresses.update(pod.addresses)
                 return
             self._take_out(key, before, placed.cohort)
             placed.cohort = cohort
@@ -234,6 +233,32 @@ class PolicyCompiler:
         self._dirty.clear()
         self._number_addresses(moves.moved)
         return self._assemble()
+
+    def allows(self, packet: Packet, directions: Iterable[Direction]) -> bool:
+        """Whether the table given last lets the packet begin a connection, in these directions of this node's pods."""
+        case = Case(packet, self._endpoint(packet.source), self._endpoint(packet.destination))
+        return undecided(case) is not None or all(self._decide(direction, case) for direction in directions)
+
+    def _decide(self, direction: Direction, case: Case) -> bool:
+        endpoint = case.source if direction is Direction.EGRESS else case.destination
+        chains = self._local.get(self._pods[endpoint.key].cohort.key) if endpoint is not None else None
+        if chains is None:
+            return False  # a pod of this node that nobody has told us of
+        name = chains[0] if direction is Direction.INGRESS else chains[1]
+        return not name or decide(self._chains[name][0], direction, case).allowed
+
+    def _endpoint(self, address: IPAddress) -> Endpoint | None:
+        key = self._owner(address)
+        if key is None:
+            return None
+        pod, cohort = self._pods[key].pod, self._pods[key].cohort
+        return Endpoint(pod.namespace, pod.name, cohort.labels, pod.node_name, pod.addresses, cohort.ports)
+
+    def _owner(self, address: IPAddress) -> PodKey | None:
+        claims = self._claims.get(address, ())
+        if len(claims) <= 1:
+            return claims[0] if claims else None
+        return min(claims, key=lambda one: claim(self._pods[one].pod))
 
     def _choose_chains(self) -> None:
         """Which chains this node's cohorts go through, and what is in them."""
@@ -366,11 +391,8 @@ class PolicyCompiler:
         self._addresses.clear()
 
     def _number(self, address: IPAddress) -> int:
-        claims = self._claims.get(address, ())
-        if not claims:
-            return UNKNOWN
-        key = claims[0] if len(claims) == 1 else min(claims, key=lambda one: claim(self._pods[one].pod))
-        return self._pods[key].cohort.number
+        key = self._owner(address)
+        return UNKNOWN if key is None else self._pods[key].cohort.number
 
     def _assemble(self) -> Table:
         chains = [chain for _, rendered in self._chains.values() for chain in rendered.chains]

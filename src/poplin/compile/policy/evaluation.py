@@ -11,6 +11,7 @@ from poplin.model.policy import (
     DEFAULT,
     ICMP,
     ICMPV6,
+    LINK_ICMPV6,
     NUMBERS,
     PORTED,
     Action,
@@ -57,6 +58,16 @@ class Case:
     packet: Packet
     source: Endpoint | None
     destination: Endpoint | None
+
+
+def undecided(case: Case) -> Reason | None:
+    """Why the packet is nothing that any policy decides on, None where it is."""
+    packet, source, destination = case.packet, case.source, case.destination
+    if source is not None and destination is not None and source.key == destination.key:
+        return Reason.ITSELF
+    if packet.protocol == ICMPV6 and any(first <= packet.kind.type <= last for first, last in LINK_ICMPV6):
+        return Reason.LINK
+    return None
 
 
 def decide(applied: tuple[AppliedTier, ...], direction: Direction, case: Case) -> Verdict:
@@ -110,8 +121,8 @@ def rule_matches(rule: Rule, case: Case) -> bool:
 def _is_icmp(kind: IcmpKind, packet: Packet) -> bool:
     return (
         packet.protocol in {ICMP, ICMPV6}
-        and kind.type == packet.icmp.type
-        and kind.code in {None, packet.icmp.code}
+        and kind.type == packet.kind.type
+        and kind.code in {None, packet.kind.code}
     )
 
 

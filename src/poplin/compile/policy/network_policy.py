@@ -87,3 +87,14 @@ def merge_spans(spans: Iterable[PortSpan]) -> tuple[PortSpan, ...]:
         else:
             merged.append(span)
     return tuple(merged)
+
+
+def close_namespace(namespace: str, name: str, problem: str) -> Policy:
+    """The policy that a NetworkPolicy comes to which cannot be read at all: nobody knows whom it means."""
+    return Policy(
+        key=PolicyKey(NETWORK_POLICY, namespace, name),
+        selector=select(In(NAMESPACE, frozenset({namespace}))),
+        types=frozenset(Direction),
+        order=ORDER,
+        problem=problem,
+    )

@@ -128,6 +128,8 @@ def chain_map(direction: Direction, chains: Growing) -> Set:
 
 
 UNKNOWN_ADDRESS: Final = Element(None, encode_number(UNKNOWN))
+IDENTITY_MAPS: Final = frozenset({identity_map(4), identity_map(6)})
+
 UNKNOWN_PODS: Final = {
     direction: chain_element(UNKNOWN, chain) for direction, chain in UNKNOWN_CHAINS.items()
 }

@@ -3,14 +3,12 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from poplin.compile.policy.evaluation import DEFAULT_TIERS, Case, arrange, decide
+from poplin.compile.policy.evaluation import DEFAULT_TIERS, Case, arrange, decide, undecided
 from poplin.compile.policy.index import SelectorIndex
 from poplin.compile.policy.network_policy import translate
 from poplin.model.cluster import ContainerPort, Namespace, NetworkPolicy, Node, Pod
 from poplin.model.kernel import IPAddress
 from poplin.model.policy import (
-    ICMPV6,
-    LINK_ICMPV6,
     AppliedTier,
     Direction,
     Endpoint,
@@ -57,9 +55,12 @@ def named_ports(pod: Pod) -> tuple[ContainerPort, ...]:
     return tuple(port for port in pod.ports if port.name) if pod.ports else ()
 
 
-def claim(pod: Pod) -> tuple[bool, str, str]:
-    """Of pods that say they have the same address, the least has it: one that is not being deleted."""
-    return pod.deleting, pod.namespace, pod.name
+def claim(pod: Pod) -> tuple[bool, bool, str, str]:
+    """Of pods that say they have the same address, the least has it.
+
+    One that is not being deleted; then one whose status says so, which its own author cannot write.
+    """
+    return pod.deleting, pod.announced, pod.namespace, pod.name
 
 
 @dataclass(slots=True)
@@ -89,7 +90,7 @@ class World:
         """
         source, destination = self.by_address.get(packet.source), self.by_address.get(packet.destination)
         case = Case(packet, source, destination)
-        always = _always(case)
+        always = undecided(case)
         if always is not None:
             egress, ingress = (Verdict(direction, True, always) for direction in _BOTH)
         else:
@@ -109,16 +110,6 @@ class World:
 _BOTH = (Direction.EGRESS, Direction.INGRESS)
 
 
-def _always(case: Case) -> Reason | None:
-    """Why the packet is nothing that any policy decides on."""
-    packet = case.packet
-    if case.source is not None and case.source is case.destination:
-        return Reason.ITSELF
-    if packet.protocol == ICMPV6 and any(first <= packet.icmp.type <= last for first, last in LINK_ICMPV6):
-        return Reason.LINK
-    return None
-
-
 def build_world(state: PolicyState) -> World:
     """The world of a cluster's objects. A namespace that no object describes has its name for a label."""
     world = World()
@@ -128,7 +119,7 @@ def build_world(state: PolicyState) -> World:
         for address in (*node.internal_addresses, *node.external_addresses):
             world.node_of[address] = node.name
     shown = {one.name: namespace_labels(one.name, one.labels) for one in state.namespaces}
-    claims: dict[IPAddress, tuple[bool, str, str]] = {}
+    claims: dict[IPAddress, tuple[bool, bool, str, str]] = {}
     for pod in state.pods:
         if pod.host_network and not pod.finished:
             world.node_of.update(dict.fromkeys(pod.addresses, pod.node_name))
