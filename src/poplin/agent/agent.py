@@ -20,6 +20,9 @@ from poplin.agent.publish import Publisher
 from poplin.agent.reconcile import Inputs, Outcome, Reconciler
 from poplin.agent.registry import Registry
 from poplin.agent.report import Report, from_error
+from poplin.agent.service_rules import KEY as SERVICE_TABLE
+from poplin.agent.service_rules import ServiceRules
+from poplin.agent.services import Services
 from poplin.agent.watchdog import Watchdog
 from poplin.cni.conflist import NAME as CONFLIST
 from poplin.cni.conflist import encode_conflist
@@ -32,7 +35,7 @@ from poplin.datastore.attachments import AttachmentStore
 from poplin.datastore.core import NODES
 from poplin.datastore.source import Source
 from poplin.model.cluster import Node
-from poplin.model.errors import PoplinError, TemporaryError
+from poplin.model.errors import InvalidInputError, PoplinError, TemporaryError
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +52,7 @@ class Agent:
         self._told: frozenset[str] = frozenset()
         self._conflist_error: PoplinError | None = TemporaryError("the node is not ready yet")
         self._publisher = Publisher(source, config.node_name, self._install_conflist)
+        self._services: Services | None = None
 
     async def run(self) -> None:
         """Serve until cancelled. Raises PoplinError for what keeps an agent from starting at all."""
@@ -87,6 +91,19 @@ class Agent:
             )
             stack.callback(self._loop.close)
             self._configuration = Configuration(self._loop.wake)
+            service_rules = ServiceRules(config.service_cidrs, config.node_port_networks)
+            if config.services:
+                self._services = Services(
+                    self._source,
+                    service_rules,
+                    self._own_node,
+                    coalesce_s=config.coalesce_s,
+                    audit_s=config.audit_s,
+                )
+                stack.push_async_callback(self._services.close)
+            else:
+                service_rules.remove()
+                service_rules.close()
             monitor = stack.enter_context(Monitor(ignored_ports=reconciler.route_ports | pods.ports))
             if not monitor.hears_others:
                 log.warning(
@@ -94,10 +111,9 @@ class Agent:
                     extra={"remedy": "give the agent CAP_NET_BROADCAST"},
                 )
             links = stack.enter_context(RouteSocket())
-            tables = stack.enter_context(
-                NftMonitor(ignored_ports=reconciler.nft_ports | host_ports.ports | self._policies.ports)
-            )
-            endpoints = Endpoints(self.report, self._audit)
+            ours = reconciler.nft_ports | host_ports.ports | self._policies.ports | service_rules.ports
+            tables = stack.enter_context(NftMonitor(ignored_ports=ours))
+            endpoints = Endpoints(self.report, self._run_audit, self._list_services)
             stack.push_async_callback(endpoints.close)
             await endpoints.open(config.status_socket, config.health_address)
             await pods.settle()
@@ -120,12 +136,15 @@ class Agent:
                 tasks.create_task(self._policies.run(), name="policy")
                 tasks.create_task(events.run(), name="events about policies")
                 tasks.create_task(self._loop.run(), name="reconcile loop")
+                if self._services is not None:
+                    tasks.create_task(self._services.run(), name="services")
 
     def report(self) -> Report:
         """Give the agent's state as it is now."""
         outcome = self._outcome
         unreadable = (str(error) for error in self._nodes.rejected.values())
         failed = outcome.failures[0] if outcome.failures else None
+        services = self._services
         return Report(
             node=self._config.node_name,
             conditions=(
@@ -137,12 +156,19 @@ class Agent:
                 from_error("policy in force", self._policies.not_in_force),
                 from_error("lease published", self._publisher.not_published),
                 from_error("CNI configuration installed", self._conflist_error),
+                *([from_error("Services served", services.problem)] if services else []),
             ),
             network=self._network,
             pods=len(self._registry),
             passes=self._loop.passes,
-            changes=outcome.changes,
-            problems=tuple(sorted(self._told.union(unreadable, self._policies.problems))),
+            changes=outcome.changes + (services.changes if services else 0),
+            problems=tuple(
+                sorted(
+                    self._told.union(
+                        unreadable, self._policies.problems, services.problems if services else ()
+                    )
+                )
+            ),
         )
 
     def _serving_network(self) -> Network:
@@ -155,7 +181,7 @@ class Agent:
 
     def _inputs(self) -> Inputs:
         configuration, nodes = self._configuration, self._nodes
-        own = nodes.objects.get(("", self._config.node_name))
+        own = self._own_node()
         if not nodes.filled and nodes.not_in_sync is not None:
             return Inputs(nodes.not_in_sync)
         if own is None:
@@ -173,6 +199,25 @@ class Agent:
         others = [node for node in nodes.objects.values() if node is not own]
         return Inputs(None, configuration.conf, own, others)
 
+    def _own_node(self) -> Node | None:
+        return self._nodes.objects.get(("", self._config.node_name))
+
+    async def _run_audit(self) -> None:
+        await self._policies.audit()
+        await self._loop.run_audit()
+        if self._services is not None:
+            await self._services.run_audit()
+
+    async def _list_services(self) -> bytes:
+        """Give what the kernel serves. Raises InvalidInputError where that is left to another proxy."""
+        if self._services is None:
+            raise InvalidInputError(
+                "Services are left to kube-proxy here",
+                where=f"node {self._config.node_name}",
+                remedy="start the agent with --services to have it serve them",
+            )
+        return await self._services.listing()
+
     def _done(self, outcome: Outcome) -> None:
         """Take a pass's outcome in: log what is new in it, and have it published where it stands."""
         self._outcome = outcome
@@ -180,7 +225,7 @@ class Agent:
         for attachment in outcome.adopted:
             if self._registry.adopt(attachment):
                 self._loop.wake()
-        own = self._nodes.objects.get(("", self._config.node_name))
+        own = self._own_node()
         if outcome.network is not None:
             self._network = outcome.network
             self._registry.serve(outcome.network.pod_cidrs)
@@ -213,6 +258,8 @@ class Agent:
             async for event in events:
                 if self._nodes.apply(event):
                     self._loop.wake()
+                    if self._services is not None:
+                        self._services.wake()
 
     async def _follow_configuration(self) -> None:
         if self._config.net_conf is not None:
@@ -224,12 +271,10 @@ class Agent:
         async for key in monitor.events():
             if key is None or key == POLICY_TABLE:
                 self._policies.suspect()
-            if key != POLICY_TABLE:
+            if self._services is not None and (key is None or key == SERVICE_TABLE):
+                self._services.suspect()
+            if key not in {POLICY_TABLE, SERVICE_TABLE}:
                 self._loop.suspect()
-
-    async def _audit(self) -> None:
-        await self._policies.audit()
-        await self._loop.run_audit()
 
     async def _tidy(self, pods: Pods) -> None:
         while True:

@@ -1,8 +1,8 @@
 """What the agent answers over HTTP: is it alive, is it ready and if not why, and its whole state.
 
 /healthz and /livez say that the event loop turns, /readyz that the node serves pods (503 with the reasons
-where it does not). On the unix socket alone, which is root's: /status is the report as JSON; POST /audit
-has the kernel compared with what is wanted.
+where it does not). On the unix socket alone, which is root's: /status is the report as JSON, /services what
+the kernel serves; POST /audit has the kernel compared with what is wanted.
 """
 
 from collections.abc import Awaitable, Callable, Sequence
@@ -20,15 +20,25 @@ MAX_PORT: Final = 65535
 class Endpoints:
     """The agent's HTTP server, on a unix socket for the command line and on an address for kubelet."""
 
-    def __init__(self, report: Callable[[], Report], audit: Callable[[], Awaitable[None]]) -> None:
+    def __init__(
+        self,
+        report: Callable[[], Report],
+        audit: Callable[[], Awaitable[None]],
+        services: Callable[[], Awaitable[bytes]],
+    ) -> None:
         self._report = report
         self._run_audit = audit
+        self._list_services = services
         health = [
             web.get("/healthz", self._alive),
             web.get("/livez", self._alive),
             web.get("/readyz", self._ready),
         ]
-        control = [web.get("/status", self._status), web.post("/audit", self._audit)]
+        control = [
+            web.get("/status", self._status),
+            web.post("/audit", self._audit),
+            web.get("/services", self._services),
+        ]
         self._probes = _runner(health)
         self._runner = _runner([*health, *control])
 
@@ -79,6 +89,15 @@ class Endpoints:
     async def _audit(self, _request: web.Request) -> web.Response:
         await self._run_audit()
         return web.Response(body=encode_report(self._report()), content_type="application/json")
+
+    async def _services(self, _request: web.Request) -> web.Response:
+        """What Services the kernel serves; 409 where they are left to another proxy, 503 where it cannot be read."""
+        try:
+            return web.Response(body=await self._list_services(), content_type="application/json")
+        except InvalidInputError as error:
+            return web.json_response({"error": str(error)}, status=409)
+        except PoplinError as error:
+            return web.json_response({"error": str(error)}, status=503)
 
 
 def _runner(routes: Sequence[web.RouteDef]) -> web.AppRunner:

@@ -2,11 +2,11 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Final
+from typing import Final, Generic, Protocol, TypeVar
 
-from poplin.agent.reconcile import Inputs, Outcome, Reconciler
+from poplin.model.errors import PoplinError
 
 log = logging.getLogger(__name__)
 
@@ -20,7 +20,30 @@ REST_S_MAX: Final = 0.1
 """The longest such pause: what breaks after a pass that read everything is mended soon all the same."""
 
 
-class Loop:
+class Ended(Protocol):
+    """What a pass gives back: at least what it could not do and wants to try again."""
+
+    @property
+    def failures(self) -> tuple[PoplinError, ...]: ...
+
+
+Inputs = TypeVar("Inputs")
+Outcome = TypeVar("Outcome", bound=Ended)
+Inputs_contra = TypeVar("Inputs_contra", contravariant=True)
+Outcome_co = TypeVar("Outcome_co", bound=Ended, covariant=True)
+
+
+class Passes(Protocol[Inputs_contra, Outcome_co]):
+    """Who runs passes, in the loop's thread."""
+
+    def forget(self) -> None:
+        """Read the kernel anew in the next pass."""
+
+    def run(self, inputs: Inputs_contra, pods: Collection[str]) -> Outcome_co:
+        """Compile, compare and apply; `pods` are those whose own side is to be looked at too."""
+
+
+class Loop(Generic[Inputs, Outcome]):
     """Runs passes, one at a time. All but the passes happens on the event loop.
 
     `inputs` gives what a pass depends on, `pods` the host links of all pods; `done` hears of each outcome.
@@ -28,13 +51,14 @@ class Loop:
 
     def __init__(
         self,
-        reconciler: Reconciler,
+        reconciler: Passes[Inputs, Outcome],
         *,
         inputs: Callable[[], Inputs],
         pods: Callable[[], Iterable[str]],
         done: Callable[[Outcome], None],
         coalesce_s: float,
         audit_s: float,
+        name: str = "reconcile",
     ) -> None:
         self._reconciler = reconciler
         self._inputs = inputs
@@ -42,7 +66,7 @@ class Loop:
         self._done = done
         self._coalesce_s = coalesce_s
         self._audit_s = audit_s
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="reconcile")
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix=name)
         self._wanted = asyncio.Event()
         self._suspect = False
         self._suspect_pods: set[str] = set()

@@ -8,7 +8,7 @@ own costs nothing either: only what it loses of ours, or sets otherwise, is look
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from typing import Final
+from typing import Any, Final
 
 from poplin.agent.loop import Loop
 from poplin.compile.pod import compile_pod
@@ -40,7 +40,7 @@ class Watchdog:
 
     def __init__(
         self,
-        loop: Loop,
+        loop: Loop[Any, Any],
         attachment_of: Callable[[str], Attachment | None],
         links: Callable[[], Iterable[Link]],
         desired: Callable[[], NetworkState],

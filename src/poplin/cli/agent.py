@@ -13,7 +13,7 @@ import typer
 from poplin.agent import log
 from poplin.agent.agent import Agent
 from poplin.agent.cleanup import remove_everything
-from poplin.agent.config import AgentConfig, parse_public_ips
+from poplin.agent.config import AgentConfig, parse_networks, parse_public_ips
 from poplin.cli.options import CniConfDir, RunDir, StateDir
 from poplin.datastore.file import FileSource
 from poplin.datastore.kubeconfig import find_access
@@ -42,6 +42,15 @@ def agent(
     masquerade: Annotated[
         bool, typer.Option(help="Give packets that leave the cluster the node's address.")
     ] = True,
+    services: Annotated[
+        bool, typer.Option("--services/--no-services", help="Serve Services, in place of kube-proxy.")
+    ] = False,
+    service_cidr: Annotated[
+        str, typer.Option(help="CIDR[,CIDR] of clusterIPs: packets to one that no Service has are dropped.")
+    ] = "",
+    node_port_addresses: Annotated[
+        str, typer.Option(help="CIDRs of the node's addresses that serve node ports. [default: InternalIPs]")
+    ] = "",
     state_dir: StateDir = Path("/var/lib/poplin"),
     run_dir: RunDir = Path("/run/poplin"),
     cni_conf_dir: CniConfDir = Path("/etc/cni/net.d"),
@@ -76,6 +85,9 @@ def agent(
         interface=interface,
         public_ips=parse_public_ips(public_ip),
         masquerade=masquerade,
+        services=services,
+        service_cidrs=parse_networks(service_cidr, "--service-cidr"),
+        node_port_networks=parse_networks(node_port_addresses, "--node-port-addresses"),
         health_address=health_address,
     )
     asyncio.run(_run(config))

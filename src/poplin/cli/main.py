@@ -15,6 +15,7 @@ COMMANDS: Final = {
     "status": ("status", "status"),
     "check": ("status", "check"),
     "explain": ("explain", "explain"),
+    "services": ("services", "services"),
     "cleanup": ("agent", "cleanup"),
     "apiserver": ("apiserver", "run"),
     "lab": ("lab", "app"),

@@ -1,9 +1,6 @@
 """`poplin status` and `poplin check`: what the node's agent says of itself."""
 
-import socket
 import sys
-from contextlib import closing
-from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +9,9 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from poplin.cli.agent_socket import ask
 from poplin.cli.options import RunDir
 from poplin.cli.output import Format, Output
-from poplin.model.errors import PoplinError
-
-STATUS_SOCKET = "agent.sock"
-TIMEOUT_S = 30.0
 
 
 def status(run_dir: RunDir = Path("/run/poplin"), output: Output = Format.TEXT) -> None:
@@ -25,7 +19,7 @@ def status(run_dir: RunDir = Path("/run/poplin"), output: Output = Format.TEXT) 
 
     Example: poplin status -o json
     """
-    report = _ask(run_dir, "GET", "/status")
+    report = ask(run_dir, "GET", "/status")
     if output is Format.JSON:
         typer.echo(msgspec.json.format(msgspec.json.encode(report)))
     else:
@@ -40,7 +34,7 @@ def check(run_dir: RunDir = Path("/run/poplin"), output: Output = Format.TEXT) -
 
     Example: poplin check
     """
-    report = _ask(run_dir, "POST", "/audit")
+    report = ask(run_dir, "POST", "/audit")
     findings = [f"{c['name']}: {c['reason']}" for c in report["conditions"] if not c["ok"]]
     findings += [p for p in report["problems"] if not any(p in finding for finding in findings)]
     mended = report["lastChanges"]
@@ -54,34 +48,6 @@ def check(run_dir: RunDir = Path("/run/poplin"), output: Output = Format.TEXT) -
         if not findings and not mended:
             typer.echo(f"node {report['node']}: all is as it should be, {report['pods']} pods")
     sys.exit(1 if findings or mended else 0)
-
-
-class _AgentConnection(HTTPConnection):
-    """HTTP over the agent's unix socket, by what the standard library has: aiohttp takes 0.2 s to import."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__("agent", timeout=TIMEOUT_S)
-        self._path = path
-
-    def connect(self) -> None:
-        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.sock.settimeout(self.timeout)
-        self.sock.connect(str(self._path))
-
-
-def _ask(run_dir: Path, method: str, path: str) -> dict[str, Any]:
-    agent = run_dir / STATUS_SOCKET
-    try:
-        with closing(_AgentConnection(agent)) as connection:
-            connection.request(method, path)
-            report: dict[str, Any] = msgspec.json.decode(connection.getresponse().read())
-    except (HTTPException, OSError, msgspec.DecodeError) as error:
-        raise PoplinError(
-            f"no answer from the agent: {getattr(error, 'strerror', None) or error or 'it hangs'}",
-            where=str(agent),
-            remedy="start `poplin agent` on this node, or give its --run-dir",
-        ) from error
-    return report
 
 
 def _print(report: dict[str, Any]) -> None:

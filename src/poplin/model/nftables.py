@@ -498,7 +498,8 @@ class Set:
 
     A `dynamic` set is filled by packets (Dynset): its elements are neither compared nor read, and
     `elements` stays empty. `timeout_ms` 0: elements stay; None: no element may have a timeout.
-    `size` 0: no limit. `elements` of an interval set are disjoint and do not touch.
+    `size` 0: no limit. `elements` of an interval set are disjoint and do not touch. In a `counted` set each
+    element counts the packets that found it; a count begins with its element, and is no part of the value.
     """
 
     name: str
@@ -508,6 +509,7 @@ class Set:
     dynamic: bool = False
     timeout_ms: int | None = None
     size: int = 0
+    counted: bool = False
     comment: str = ""
     elements: frozenset[Element] = field(default=frozenset(), repr=False)
 

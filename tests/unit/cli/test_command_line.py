@@ -9,8 +9,8 @@ from importlib import import_module
 
 import pytest
 
+from poplin.cli.agent_socket import ask
 from poplin.cli.main import COMMANDS, command_line
-from poplin.cli.status import _ask
 from poplin.model.errors import PoplinError
 
 
@@ -66,7 +66,7 @@ def test_the_agent_is_asked_over_its_socket(tmp_path):
 
         thread = threading.Thread(target=answer)
         thread.start()
-        report = _ask(tmp_path, "POST", "/audit")
+        report = ask(tmp_path, "POST", "/audit")
         thread.join()
     assert report == {"node": "n1"}
     assert requests == [b"POST /audit HTTP/1.1"]
@@ -74,4 +74,4 @@ def test_the_agent_is_asked_over_its_socket(tmp_path):
 
 def test_no_agent_is_an_error_with_a_remedy(tmp_path):
     with pytest.raises(PoplinError, match="start `poplin agent`"):
-        _ask(tmp_path, "GET", "/status")
+        ask(tmp_path, "GET", "/status")

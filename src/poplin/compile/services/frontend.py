@@ -5,10 +5,12 @@ it, who comes from outside from another where the external traffic policy is Loc
 beginning. So both share the elements of the endpoints that serve both.
 """
 
+import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from enum import IntEnum
 from ipaddress import collapse_addresses, ip_network
+from typing import Self
 
 from poplin.compile.destination_nat import encode_key
 from poplin.compile.services.endpoints import Choice, Place, Target, choose_endpoints, contains_any
@@ -57,6 +59,15 @@ class Shape:
         outside = 0 if self.local is None else self.local + 1
         return host32(self.offset << _OFFSET_SHIFT | self.count) + host32(
             outside << _LOCAL_SHIFT | (self.affinity_timeout_s or 0)
+        )
+
+    @classmethod
+    def of(cls, number: bytes) -> Self:
+        """The inverse of `number`."""
+        drawn, rest = (int.from_bytes(number[start : start + 4], sys.byteorder) for start in (0, 4))
+        outside, timeout_s = rest >> _LOCAL_SHIFT, rest & (1 << _LOCAL_SHIFT) - 1
+        return cls(
+            drawn & MAX_COUNT, drawn >> _OFFSET_SHIFT, outside - 1 if outside else None, timeout_s or None
         )
 
 

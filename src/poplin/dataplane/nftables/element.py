@@ -15,18 +15,34 @@ from typing import Final
 
 from poplin.dataplane.netlink.attribute import MalformedMessageError, pack, parse, walk
 from poplin.dataplane.nfnetlink import decode_number, encode_number
-from poplin.dataplane.nftables.expression import decode_data, encode_data
-from poplin.model.nftables import Element, KeyType, Set, Verdict, size_bytes
+from poplin.dataplane.nftables.expression import decode_data, encode_data, encode_expression
+from poplin.model.nftables import Counter, Element, KeyType, Set, Verdict, size_bytes
 
 KEY: Final = 1
 DATA: Final = 2
 FLAGS: Final = 3
+EXPRESSION: Final = 7
 KEY_END: Final = 10
+COUNTER_PACKETS: Final = 2
 INTERVAL_END: Final = 1
 CATCHALL: Final = 2
 
+_COUNTER: Final = pack(EXPRESSION, encode_expression(Counter()))
+
 LIST_BYTES: Final = 60_000
 """Of one NFTA_SET_ELEM_LIST_ELEMENTS, whose length has 16 bits."""
+
+
+def decode_counts(lists: Iterable[bytes]) -> dict[bytes, int]:
+    """How many packets have found each element, by its key: of a dump of a counted set without intervals."""
+    counts = {}
+    for content in lists:
+        for _, value in walk(content):
+            fields = parse(value)
+            expression = parse(fields.get(EXPRESSION, b""))
+            counter = parse(expression.get(2, b""))
+            counts[_key(fields, KEY)] = decode_number(counter.get(COUNTER_PACKETS, b""))
+    return counts
 
 
 def encode_lists(one: Set, elements: Iterable[Element]) -> Iterator[bytes]:
@@ -55,7 +71,10 @@ def decode_lists(one: Set, lists: Iterable[bytes]) -> list[Element]:
 
 
 class _Layout:
-    """A plain element's whole attribute as one Struct: constant headers around the key and the value."""
+    """A plain element's whole attribute as one Struct: constant headers around the key and the value.
+
+    What a counted set's elements carry beside these, in a dump, lies behind them and is skipped.
+    """
 
     def __init__(self, one: Set) -> None:
         key_bytes, data_bytes = size_bytes(one.key), size_bytes(one.data)
@@ -66,9 +85,15 @@ class _Layout:
         self.between = b""
         if one.data:
             self.between = template[12 + key_bytes + key_pad : -(data_bytes + data_pad)]
-            self.struct = Struct(f"12s {key_bytes}s {key_pad}x 8s {data_bytes}s {data_pad}x")
+            value = f"8s {data_bytes}s {data_pad}x"
         else:
-            self.struct = Struct(f"12s {key_bytes}s {key_pad}x")
+            value = ""
+        self.struct = Struct(f"12s {key_bytes}s {key_pad}x {value}")
+        self.dumped, self.dumped_before = self.struct, self.before
+        if one.counted:
+            self.dumped = Struct(f"{self.struct.format} {len(_COUNTER)}x")
+            length = self.dumped.size
+            self.dumped_before = Struct("=H").pack(length) + self.before[2:]
 
     def pack(self, element: Element) -> bytes:
         """Raises ValueError where the lengths are not the set's (Struct would pad or cut in silence)."""
@@ -83,18 +108,18 @@ class _Layout:
 
     def elements(self, content: bytes) -> list[Element] | None:
         """All of a list; None where one of them is not plain."""
-        if len(content) % self.struct.size:
+        if len(content) % self.dumped.size:
             return None
-        rows = self.struct.iter_unpack(content)
+        rows = self.dumped.iter_unpack(content)
         if self.between:
             found = [
                 Element(key, data)
                 for before, key, between, data in rows
-                if before == self.before and between == self.between
+                if before == self.dumped_before and between == self.between
             ]
         else:
-            found = [Element(key) for before, key in rows if before == self.before]
-        return found if len(found) * self.struct.size == len(content) else None
+            found = [Element(key) for before, key in rows if before == self.dumped_before]
+        return found if len(found) * self.dumped.size == len(content) else None
 
 
 def _is_plain(one: Set) -> bool:

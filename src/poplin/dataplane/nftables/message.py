@@ -14,6 +14,7 @@ from poplin.model.nftables import (
     BaseChain,
     Chain,
     ChainType,
+    Counter,
     Hook,
     KeyType,
     Rule,
@@ -188,6 +189,8 @@ def encode_set(one: Set, number: int) -> bytes:
     if one.timeout_ms:
         attributes.append(pack(11, one.timeout_ms.to_bytes(8, "big")))
     attributes.append(pack(13, _set_userdata(one)))
+    if one.counted:
+        attributes.append(pack(17, encode_expression(Counter())))
     return b"".join(attributes)
 
 
@@ -209,6 +212,7 @@ def decode_set(attributes: bytes) -> Set | None:
         dynamic=bool(flags & _SetFlag.EVAL),
         timeout_ms=timeout_ms,
         size=decode_number(description.get(1, b"")),
+        counted=17 in fields and decode_expression(fields[17]) == Counter(),
         comment=_decode_comment(fields.get(13, b""), _SET_COMMENT),
     )
 

@@ -15,7 +15,7 @@ from poplin.dataplane.nfnetlink import (
     encode_request,
     kernel_error,
 )
-from poplin.dataplane.nftables.element import decode_lists
+from poplin.dataplane.nftables.element import decode_counts, decode_lists
 from poplin.dataplane.nftables.message import (
     SUBSYSTEM,
     Kind,
@@ -91,6 +91,17 @@ class NftSocket(NfnetlinkSocket):
             errno=codes.EINTR,
             where=f"nftables table {key.name}",
         )
+
+    def read_counts(self, key: TableKey, one: Set) -> dict[bytes, int]:
+        """How many packets have found each element of a counted set, by its key; {} where it does not stand."""
+        name = pack_text(1, key.name) + pack_text(2, one.name)
+        try:
+            found = self._query(Kind.GETSETELEM, uapi.NLM_F_DUMP, key, name)
+        except KernelError as error:
+            if error.errno == codes.ENOENT:
+                return {}
+            raise
+        return decode_counts([parse(attributes).get(3, b"") for attributes in found])
 
     def _stands(self, key: TableKey) -> bool:
         try:
