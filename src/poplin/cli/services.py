@@ -5,8 +5,6 @@ from typing import Annotated, Any
 
 import msgspec
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from poplin.cli.agent_socket import ask
 from poplin.cli.options import RunDir
@@ -35,15 +33,23 @@ def services(
 
 
 def _print(frontends: list[dict[str, Any]]) -> None:
-    table = Table("SERVICE", "KIND", "ADDRESS", "HITS", "ENDPOINTS", box=None, padding=(0, 2))
+    rows = [("SERVICE", "KIND", "ADDRESS", "HITS", "ENDPOINTS")]
     for one in frontends:
-        address = f"{_joined(one)}/{one['protocol']}"
         sticky = f"sticky {one['affinity_timeout_s']}s: " if one["affinity_timeout_s"] else ""
         ends = ", ".join(_endpoint(end) for end in one["endpoints"])
-        what = f"{sticky}{ends}" if one["verdict"] == "serve" else one["verdict"]
-        name = f"{one['namespace']}/{one['name']}" if one["name"] else "-"
-        table.add_row(name, one["kind"], address, str(one["hits"]), what)
-    Console(highlight=False, soft_wrap=True).print(table)
+        rows.append(
+            (
+                f"{one['namespace']}/{one['name']}" if one["name"] else "-",
+                one["kind"] or "-",
+                f"{_joined(one)}/{one['protocol']}",
+                str(one["hits"]),
+                f"{sticky}{ends}" if one["verdict"] == "serve" else one["verdict"],
+            )
+        )
+    widths = [max(len(row[column]) for row in rows) for column in range(4)]
+    for row in rows:
+        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=False)]
+        typer.echo("  ".join([*cells, row[4]]))
 
 
 def _endpoint(end: dict[str, Any]) -> str:

@@ -34,7 +34,7 @@ def make_daemons(
     """By name: "server", and "agent-node-1" for each node."""
     daemons: dict[str, Daemon] = {SERVER: _server(directory, settings, listeners)}
     for node in settings.node_names():
-        daemons[agent_name(node)] = _agent(directory, node)
+        daemons[agent_name(node)] = _agent(directory, settings, node)
         if settings.runtime is Runtime.CONTAINERD:
             daemons[containerd_name(node)] = _containerd(directory, node)
     return daemons
@@ -54,10 +54,10 @@ def _server(directory: Directory, settings: Settings, listeners: Sequence[socket
     return lambda: _become(directory, SERVER, lambda: run_server(directory, settings, listeners))
 
 
-def _agent(directory: Directory, node: str) -> Daemon:
+def _agent(directory: Directory, settings: Settings, node: str) -> Daemon:
     def become() -> NoReturn:
         setns(open_netns(NAMED / directory.node_namespace(node)), CLONE_NEWNET)
-        _become(directory, agent_name(node), lambda: run_agent(agent_config(directory, node)))
+        _become(directory, agent_name(node), lambda: run_agent(agent_config(directory, settings, node)))
 
     return become
 
@@ -76,8 +76,8 @@ def _containerd(directory: Directory, node: str) -> Daemon:
     return become
 
 
-def agent_config(directory: Directory, node: str) -> AgentConfig:
-    """What `poplin agent` would be told by options on this node."""
+def agent_config(directory: Directory, settings: Settings, node: str) -> AgentConfig:
+    """What `poplin agent` would be told by options on this node. Another cluster's ranges are not known here."""
     files = directory.node(node)
     return AgentConfig(
         node_name=node,
@@ -87,6 +87,8 @@ def agent_config(directory: Directory, node: str) -> AgentConfig:
         cni_bin_dir=files.cni_bin,
         kubeconfig=directory.fabric_kubeconfig,
         net_conf=directory.net_conf,
+        services=True,
+        service_cidrs=() if settings.kubeconfig else settings.addressing.service_networks(),
     )
 
 
