@@ -21,6 +21,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, utils
 
 from poplin.apiserver import status
+from poplin.model.errors import InvalidInputError
 
 ISSUER: Final = "https://kubernetes.default.svc.cluster.local"
 ACCOUNT: Final = "system:serviceaccount:"
@@ -53,14 +54,27 @@ PUBLIC: Final = frozenset({"/healthz", "/livez", "/readyz", "/version"})
 
 
 def read_tokens(path: Path) -> dict[str, User]:
-    """A static token file: lines of token,user,uid and optionally "group1,group2"."""
+    """A static token file: lines of token,user,uid and optionally "group1,group2". Raises InvalidInputError."""
+    try:
+        lines = path.read_text().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not text"
+        raise InvalidInputError(
+            f"cannot read: {reason}", where=str(path), remedy="name a file of static tokens"
+        ) from error
     users: dict[str, User] = {}
-    with path.open(newline="") as lines:
-        for row in csv.reader(lines):
-            if row and not row[0].startswith("#"):
-                token, name, uid, *groups = (cell.strip() for cell in row)
-                listed = tuple(groups[0].split(",")) if groups and groups[0] else ()
-                users[token] = User(name, (*listed, AUTHENTICATED), uid)
+    for number, row in enumerate(csv.reader(lines), start=1):
+        if not row or row[0].startswith("#"):
+            continue
+        if len(row) < 3:
+            raise InvalidInputError(
+                "has fewer than three fields",
+                where=f"{path}, line {number}",
+                remedy="write token,user,uid[,groups]",
+            )
+        token, name, uid, *groups = (cell.strip() for cell in row)
+        listed = tuple(groups[0].split(",")) if groups and groups[0] else ()
+        users[token] = User(name, (*listed, AUTHENTICATED), uid)
     return users
 
 

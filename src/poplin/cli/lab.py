@@ -145,7 +145,9 @@ def load(
             remedy="make it with `poplin lab up --runtime containerd`",
         )
     if not archive.is_file():
-        raise InvalidInputError("no such file", where=str(archive))
+        raise InvalidInputError(
+            "no such file", where=str(archive), remedy="name an archive as `docker save` writes it"
+        )
     load_images([node_containerd(directory, node) for node in settings.node_names()], archive)
     typer.echo(f"loaded into {settings.nodes} nodes")
 
@@ -169,7 +171,7 @@ def status(name: Name = DEFAULT_NAME, output: Output = Format.TEXT) -> None:
 def kubeconfig(name: Name = DEFAULT_NAME) -> None:
     """Print the path of a lab's kubeconfig.
 
-    Example: KUBECONFIG=$(poplin lab kubeconfig) kubectl get nodes
+    Example: export KUBECONFIG=$(poplin lab kubeconfig)
     """
     typer.echo(str(kubeconfig_path(*require(check_name(name)))))
 
@@ -222,10 +224,12 @@ def _read(path: Path) -> str:
         return path.read_text()
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or str(error)
-        raise InvalidInputError(f"cannot read: {reason}", where=f"--net-conf {path}") from error
+        raise InvalidInputError(
+            f"cannot read: {reason}", where=f"--net-conf {path}", remedy="name a file that can be read"
+        ) from error
 
 
 def _embedded(option: str, text: str) -> bool:
     if text not in {"embedded", "none"}:
-        raise InvalidInputError(f"{text!r}", where=option, remedy="write embedded or none")
+        raise InvalidInputError(f"{text!r} is no choice", where=option, remedy="write embedded or none")
     return text == "embedded"

@@ -208,8 +208,11 @@ def _load(path: Path) -> Kubeconfig:
         raise KubeconfigError(
             error.strerror or str(error), where=str(path), remedy="name a kubeconfig file that can be read"
         ) from None
+    document = documents[0] if documents else {}
+    if not isinstance(document, dict):
+        raise KubeconfigError("is no kubeconfig", where=str(path), remedy="name a kubeconfig file")
     try:
-        return msgspec.convert(documents[0] if documents else {}, Kubeconfig)
+        return msgspec.convert(document, Kubeconfig)
     except msgspec.ValidationError as error:
         raise KubeconfigError(describe(error), where=str(path), remedy="correct this key") from None
 

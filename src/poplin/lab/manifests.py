@@ -64,7 +64,11 @@ def list_manifests(path: Path) -> list[Path]:
             sorted(file for file in path.iterdir() if file.suffix in SUFFIXES) if path.is_dir() else [path]
         )
     except OSError as error:
-        raise InvalidInputError(f"cannot read: {error.strerror}", where=str(path)) from error
+        raise InvalidInputError(
+            f"cannot read: {error.strerror}",
+            where=str(path),
+            remedy="name a file or a directory of manifests",
+        ) from error
     if not files:
         raise InvalidInputError("has no manifests", where=str(path), remedy="name files that end in .yaml")
     return files
@@ -75,7 +79,9 @@ def read_manifest(file: Path) -> bytes:
     try:
         return file.read_bytes()
     except OSError as error:
-        raise InvalidInputError(f"cannot read: {error.strerror}", where=str(file)) from error
+        raise InvalidInputError(
+            f"cannot read: {error.strerror}", where=str(file), remedy="name a file that can be read"
+        ) from error
 
 
 async def apply(

@@ -180,7 +180,7 @@ def exec_user(**keys):
         (changed(user=exec_user(command="")), "exec.command is missing"),
         (changed(user=exec_user(interactiveMode="Always")), "there is no terminal"),
         (changed(user={"token": 12345}), "users[0].user.token: expected `str`, got `int`"),
-        ([], "expected `object`, got `array`"),
+        ([], "is no kubeconfig"),
         (None, "no current-context"),
     ],
 )
