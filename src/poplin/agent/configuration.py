@@ -68,7 +68,9 @@ class Configuration:
                     what = f"has no {NET_CONF_KEY}" if found else "does not exist"
                     self._miss(
                         TemporaryError(
-                            what, where=where, remedy="apply the manifest that `poplin manifest` prints"
+                            what,
+                            where=where,
+                            remedy="create it (deploy/net-conf.yaml), or give a file with --net-conf",
                         )
                     )
 
