@@ -69,10 +69,14 @@ def requests(count, size=44):
     ]
 
 
-@given(
-    st.integers(1, 3000), st.sampled_from([4, 44, 400, 20_000]), st.sets(st.integers(0, 2999), max_size=20)
-)
-def test_each_request_is_sent_once_in_order_and_each_failure_finds_its_own(count, size, refused):
+# Up to three batches full by number, and as many full by size.
+MANY = st.tuples(st.integers(1, 3000), st.sampled_from([4, 44, 400]))
+LARGE = st.tuples(st.integers(1, 12), st.just(20_000))
+
+
+@given(MANY | LARGE, st.sets(st.integers(0, 11) | st.integers(0, 2999), max_size=20))
+def test_each_request_is_sent_once_in_order_and_each_failure_finds_its_own(load, refused):
+    count, size = load
     kernel = Kernel(refused=refused)
     failed = Channel(kernel).transact(requests(count, size))
     sent = [int.from_bytes(message.body[:4], "little") for _, batch in kernel.batches for message in batch]
