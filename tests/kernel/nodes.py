@@ -100,12 +100,13 @@ class Pod(Host):
 
 @dataclass
 class Node(Host):
-    """A node's namespace and its agent."""
+    """A node's namespace and its agent, which `wrapper` starts if there is one."""
 
     index: int = 0
     directory: Path = Path()
     state_file: Path = Path()
     options: Sequence[str] = ()
+    wrapper: Sequence[str] = ()
     process: subprocess.Popen[bytes] | None = None
     pods: list[Pod] = field(default_factory=list)
 
@@ -148,7 +149,7 @@ class Node(Host):
             "--health-address": "",
         }
         given = [str(part) for pair in own.items() for part in pair]
-        return self.inside(str(POPLIN), "agent", *given, *self.options, *options)
+        return self.inside(*self.wrapper, str(POPLIN), "agent", *given, *self.options, *options)
 
     def inside(self, *command: str) -> list[str]:
         return ["nsenter", f"--net=/run/netns/{self.name}", *command]
