@@ -10,6 +10,8 @@ from poplin.agent.config import AgentConfig
 from poplin.agent.configuration import Configuration
 from poplin.agent.endpoints import Endpoints
 from poplin.agent.enforcer import KEY as POLICY_TABLE
+from poplin.agent.flow_stream import flow_routes
+from poplin.agent.flows import Flows
 from poplin.agent.host_ports import HostPorts
 from poplin.agent.install import install_shim, lock_namespace, lock_state_dir, make_run_dir, write_atomically
 from poplin.agent.loop import Loop
@@ -113,8 +115,10 @@ class Agent:
             links = stack.enter_context(RouteSocket())
             ours = reconciler.nft_ports | host_ports.ports | self._policies.ports | service_rules.ports
             tables = stack.enter_context(NftMonitor(ignored_ports=ours))
-            endpoints = Endpoints(self.report, self._run_audit, self._list_services)
+            flows = Flows(self._policies.describe)
+            endpoints = Endpoints(self.report, self._run_audit, self._list_services, flow_routes(flows))
             stack.push_async_callback(endpoints.close)
+            stack.callback(flows.close)
             await endpoints.open(config.status_socket, config.health_address)
             await pods.settle()
             server = CniServer(pods)
@@ -134,6 +138,7 @@ class Agent:
                 tasks.create_task(pods.reap(), name="destruction of links")
                 tasks.create_task(self._publisher.run(), name="publisher")
                 tasks.create_task(self._policies.run(), name="policy")
+                tasks.create_task(flows.run(), name="flows")
                 tasks.create_task(events.run(), name="events about policies")
                 tasks.create_task(self._loop.run(), name="reconcile loop")
                 if self._services is not None:

@@ -25,7 +25,9 @@ class Endpoints:
         report: Callable[[], Report],
         audit: Callable[[], Awaitable[None]],
         services: Callable[[], Awaitable[bytes]],
+        routes: Sequence[web.RouteDef] = (),
     ) -> None:
+        """`routes` are others' that are served on the unix socket."""
         self._report = report
         self._run_audit = audit
         self._list_services = services
@@ -38,6 +40,7 @@ class Endpoints:
             web.get("/status", self._status),
             web.post("/audit", self._audit),
             web.get("/services", self._services),
+            *routes,
         ]
         self._probes = _runner(health)
         self._runner = _runner([*health, *control])

@@ -5,11 +5,12 @@ All of it is for one thread at a time: that of `poplin.agent.policies`.
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Final
 
 from poplin.compile.policy.compiler import PodKey, PolicyCompiler, held_numbers
+from poplin.compile.policy.flow import allowed_flow, first_packet, logged_flow
 from poplin.compile.policy.network_policy import close_namespace, translate
 from poplin.compile.policy.table import CUT, IDENTITY_MAPS, TABLE
 from poplin.dataplane.conntrack import ConntrackSocket
@@ -19,9 +20,10 @@ from poplin.datastore.parse import InvalidObjectError
 from poplin.model.attachment import Attachment
 from poplin.model.cluster import Namespace, NetworkPolicy, Pod, PodPhase
 from poplin.model.connection import Connection
+from poplin.model.flow import Flow, FlowEnd, LoggedPacket
 from poplin.model.kernel import IPAddress
 from poplin.model.nftables import Family, TableKey
-from poplin.model.policy import NETWORK_POLICY, Direction, Packet, PolicyKey
+from poplin.model.policy import NETWORK_POLICY, Direction, PolicyKey, Reason, Verdict
 from poplin.plan.nftables import AddElements, Operation, plan_table
 
 log = logging.getLogger(__name__)
@@ -191,7 +193,7 @@ class Enforcer:
         if self._sweep is None:
             self._of_node = frozenset(one.interface.ip for one in self._route.addresses())
             self._sweep = self._dump.each()
-        local = {ip for links in self._attached.values() for ips in links.values() for ip in ips}
+        local = self._local()
         marks: dict[int, list[Connection]] = {CUT: [], 0: []}
         done = False
         for count, connection in enumerate(self._sweep):
@@ -208,20 +210,51 @@ class Enforcer:
                 log.info("connections", extra={"cut" if mark else "mended": len(some)})
         return done
 
-    def _judge(self, connection: Connection, local: Iterable[IPAddress]) -> int | None:
+    def _judge(self, connection: Connection, local: Container[IPAddress]) -> int | None:
         """The CUT bit that the connection should have, None where it has it."""
-        original, reply = connection.original, connection.reply
-        directions: list[Direction] = []
-        if original.source in local:
-            directions.append(Direction.EGRESS)
-        if reply.source in local and original.source not in self._of_node:
-            directions.append(Direction.INGRESS)
-        packet = Packet(
-            original.source, reply.source, original.protocol, reply.source_port, original.source_port
-        )
-        free = not directions or not self._policies or self._compile.allows(packet, directions)
+        directions = self._directions(connection, local)
+        free = not directions or all(one.allowed for one in self._verdicts(connection, directions))
         wanted = 0 if free else CUT
         return wanted if connection.mark & CUT != wanted else None
+
+    def _directions(self, connection: Connection, local: Container[IPAddress]) -> list[Direction]:
+        """Those in which it is for this node to decide of the connection."""
+        source, destination = connection.original.source, connection.reply.source
+        directions = [Direction.EGRESS] if source in local else []
+        if destination in local and source not in self._of_node:
+            directions.append(Direction.INGRESS)
+        return directions
+
+    def _verdicts(self, connection: Connection, directions: Iterable[Direction]) -> list[Verdict]:
+        if not self._policies:
+            return [Verdict(direction, True, Reason.NOT_ISOLATED) for direction in directions]
+        return self._compile.verdicts(first_packet(connection), directions)
+
+    def _local(self) -> frozenset[IPAddress]:
+        """The addresses of this node's pods."""
+        return frozenset(ip for links in self._attached.values() for ips in links.values() for ip in ips)
+
+    # What people ask
+
+    def describe(self, seen: Iterable[LoggedPacket | Connection], time_s: float) -> list[Flow | None]:
+        """The flows of what was seen; None for what policy has no part in, or has ended."""
+        local = self._local()
+        return [self._describe(one, time_s, local) for one in seen]
+
+    def _describe(
+        self, seen: LoggedPacket | Connection, time_s: float, local: Container[IPAddress]
+    ) -> Flow | None:
+        if isinstance(seen, LoggedPacket):
+            return logged_flow(seen, time_s, self._name)
+        directions = self._directions(seen, local)
+        if not directions or seen.mark & CUT:
+            return None
+        return allowed_flow(seen, time_s, self._name, self._verdicts(seen, directions))
+
+    def _name(self, address: IPAddress) -> FlowEnd:
+        if address in self._of_node:
+            return FlowEnd(address, "", self._node)
+        return FlowEnd(address, *(self._compile.owner(address) or ("", "")))
 
 
 def pod_key(attachment: Attachment) -> PodKey:

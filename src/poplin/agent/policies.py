@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, suppress
 from functools import partial
@@ -11,6 +11,7 @@ from typing import Final, TypeVar
 from poplin.agent.announce import Announcer
 from poplin.agent.cluster import View
 from poplin.agent.enforcer import Change, Enforcer, Written
+from poplin.agent.flows import Seen
 from poplin.datastore.core import NAMESPACES, POLICY_PODS
 from poplin.datastore.network_policy import NETWORK_POLICIES
 from poplin.datastore.parse import InvalidObjectError
@@ -19,6 +20,7 @@ from poplin.datastore.source import Deleted, Put, Rejected, Replaced, Source, Wa
 from poplin.model.attachment import Attachment
 from poplin.model.cluster import Namespace, NetworkPolicy, Pod
 from poplin.model.errors import PoplinError, TemporaryError
+from poplin.model.flow import Flow
 
 log = logging.getLogger(__name__)
 
@@ -117,6 +119,10 @@ class Policies:
         """Forget an attachment."""
         self._announcer.forget(attachment)
         self._change(lambda enforcer: enforcer.detach(attachment))
+
+    async def describe(self, seen: Sequence[Seen], time_s: float) -> list[Flow | None]:
+        """See `poplin.agent.flows.Describe`."""
+        return await self._in_thread(lambda: self._enforcer.describe(seen, time_s))
 
     async def run(self) -> None:
         """Watch and enforce, for ever."""

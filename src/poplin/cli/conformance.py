@@ -29,7 +29,7 @@ from poplin.lab.demo.workload import wait_for_workloads
 from poplin.lab.directory import Directory
 from poplin.lab.manifests import apply
 from poplin.lab.settings import Backend, Settings, check_name, check_nodes, make_net_conf
-from poplin.model.errors import InvalidInputError, TemporaryError
+from poplin.model.errors import InvalidInputError
 
 READY_S = 120.0
 FAULTS_SHOWN = 5
@@ -172,7 +172,7 @@ def _run_application(read: Given, settings: Settings, console: Console, output: 
     require_root()
     progress = Progress(console)
     with standing(settings, progress.step, keep=keep) as directory:
-        trials = asyncio.run(_try_application(directory, read.objects, progress))
+        trials = asyncio.run(_try_application(directory, read.objects, console))
     faults = [trial for trial in trials if trial.fault]
     for trial in faults[: FAULTS_SHOWN * 2]:
         probe = trial.result.probe
@@ -192,15 +192,19 @@ def _run_application(read: Given, settings: Settings, console: Console, output: 
     return 1 if faults else 0
 
 
-async def _try_application(directory: Directory, objects: Sequence[Json], progress: Progress) -> list[Trial]:
+async def _try_application(directory: Directory, objects: Sequence[Json], console: Console) -> list[Trial]:
+    progress = Progress(console)
     async with ApiClient(find_access({}, kubeconfig=directory.kubeconfig)) as client:
         with progress.step("manifests applied"):
             await apply(client, objects)
         with progress.step("workloads available"):
             workloads, pods = await wait_for_workloads(client, READY_S)
-            waiting = [f"{one.namespace}/{one.name}: {one.reason}" for one in workloads if not one.ready]
-            if waiting:
-                raise TemporaryError(f"not available: {'; '.join(waiting)}", where="the application")
+        for one in workloads:
+            if not one.ready:
+                # Its pods may be there all the same, and policy is for them as for others.
+                console.print(
+                    f"[yellow]![/] {one.namespace}/{one.name} is not available: {escape(one.reason)}"
+                )
         with progress.step("every pod asked by every other"):
             return await try_all(client, find_members(directory, pods))
 

@@ -12,6 +12,7 @@ from poplin.model.errors import PoplinError
 
 COMMANDS: Final = {
     "agent": ("agent", "agent"),
+    "flows": ("flows", "flows"),
     "status": ("status", "status"),
     "check": ("status", "check"),
     "explain": ("explain", "explain"),

@@ -16,8 +16,8 @@ from poplin.model.connection import Connection
 
 NFNLGRP_CONNTRACK_NEW: Final = 1
 NFNLGRP_CONNTRACK_DESTROY: Final = 3
-DATAGRAMS: Final = 64
-"""One connection each: 3,200 a second at most."""
+DATAGRAMS: Final = 16
+"""One connection each: 800 a second at most."""
 
 
 class ConnectionEvent(StrEnum):

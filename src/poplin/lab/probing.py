@@ -12,6 +12,7 @@ import secrets
 import socket
 import struct
 import time
+import zlib
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
@@ -282,7 +283,8 @@ def _make_token() -> bytes:
 
 def _encode_echo(version: int, token: bytes) -> bytes:
     """An echo request; of ICMPv6 the kernel makes the checksum, since it alone knows the source address."""
-    identifier = int.from_bytes(token[:2], "big")
+    # All 16 bits of it: to conntrack an echo of the same identifier is one that it knows.
+    identifier = zlib.crc32(token) & 0xFFFF
     message = struct.pack("!BBHHH", _ECHO_REQUEST[version], 0, 0, identifier, 1) + token
     if version == 6:
         return message

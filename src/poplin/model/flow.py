@@ -22,30 +22,36 @@ class LoggedPacket:
 
 
 class FlowVerdict(StrEnum):
+    """LOGGED: a rule that logs has told of it, and what comes after that rule decides."""
+
     DENIED = "denied"
     ALLOWED = "allowed"
+    LOGGED = "logged"
 
 
 @dataclass(frozen=True, slots=True)
 class FlowEnd:
-    """Who has the address; `namespace` and `name` are "" where it is no pod's that this node knows."""
+    """Who has the address: a pod, a node (whose `namespace` is ""), or nobody known, who has no `name`."""
 
     address: IPAddress
     namespace: str = ""
     name: str = ""
 
     def __str__(self) -> str:
-        return f"{self.namespace}/{self.name}" if self.name else str(self.address)
+        if not self.name:
+            return str(self.address)
+        return f"{self.namespace or 'node'}/{self.name}"
 
 
 @dataclass(frozen=True, slots=True)
 class Ruling:
-    """What decided in one direction: a policy, and the rule's place in it.
+    """What decided in one direction: a policy, "" for none, and the place in it of the rule, None for none.
 
-    `rule` None: none of the policies' rules allows it. `policy` "": no policy selects the pod.
+    Where several policies select the pod and none allows a packet, `policy` is the first of them.
     """
 
     direction: str
+    reason: str
     policy: str = ""
     rule: int | None = None
 

@@ -231,6 +231,7 @@ class Reason(StrEnum):
     OWN_NODE = "traffic from the pod's own node is always allowed"
     ITSELF = "a pod always reaches itself"
     LINK = "neighbour discovery is always allowed"
+    NOT_KNOWN = "the pod's labels are not known to its node yet"
     NO_POD = "not a pod of the cluster: no policy is for it"
 
 

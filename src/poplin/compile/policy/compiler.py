@@ -31,7 +31,17 @@ from poplin.compile.policy.world import PolicyState, claim, is_endpoint, named_p
 from poplin.model.cluster import Namespace, Pod
 from poplin.model.kernel import IPAddress
 from poplin.model.nftables import Element, Set, Table
-from poplin.model.policy import NUMBERS, AppliedTier, Direction, Endpoint, Packet, Policy, PolicyKey
+from poplin.model.policy import (
+    NUMBERS,
+    AppliedTier,
+    Direction,
+    Endpoint,
+    Packet,
+    Policy,
+    PolicyKey,
+    Reason,
+    Verdict,
+)
 from poplin.model.selector import (
     NAMESPACE,
     In,
@@ -234,27 +244,31 @@ class PolicyCompiler:
         self._number_addresses(moves.moved)
         return self._assemble()
 
-    def allows(self, packet: Packet, directions: Iterable[Direction]) -> bool:
-        """Whether the table given last lets the packet begin a connection, in these directions of this node's pods."""
+    def verdicts(self, packet: Packet, directions: Iterable[Direction]) -> list[Verdict]:
+        """What the table given last says of the packet that begins a connection, in these directions of this node's pods."""
         case = Case(packet, self._endpoint(packet.source), self._endpoint(packet.destination))
-        return undecided(case) is not None or all(self._decide(direction, case) for direction in directions)
+        always = undecided(case)
+        if always is not None:
+            return [Verdict(direction, True, always) for direction in directions]
+        return [self._decide(direction, case) for direction in directions]
 
-    def _decide(self, direction: Direction, case: Case) -> bool:
+    def _decide(self, direction: Direction, case: Case) -> Verdict:
         endpoint = case.source if direction is Direction.EGRESS else case.destination
         chains = self._local.get(self._pods[endpoint.key].cohort.key) if endpoint is not None else None
         if chains is None:
-            return False  # a pod of this node that nobody has told us of
+            return Verdict(direction, False, Reason.NOT_KNOWN)
         name = chains[0] if direction is Direction.INGRESS else chains[1]
-        return not name or decide(self._chains[name][0], direction, case).allowed
+        return decide(self._chains[name][0] if name else (), direction, case)
 
     def _endpoint(self, address: IPAddress) -> Endpoint | None:
-        key = self._owner(address)
+        key = self.owner(address)
         if key is None:
             return None
         pod, cohort = self._pods[key].pod, self._pods[key].cohort
         return Endpoint(pod.namespace, pod.name, cohort.labels, pod.node_name, pod.addresses, cohort.ports)
 
-    def _owner(self, address: IPAddress) -> PodKey | None:
+    def owner(self, address: IPAddress) -> PodKey | None:
+        """The pod that has the address."""
         claims = self._claims.get(address, ())
         if len(claims) <= 1:
             return claims[0] if claims else None
@@ -391,7 +405,7 @@ class PolicyCompiler:
         self._addresses.clear()
 
     def _number(self, address: IPAddress) -> int:
-        key = self._owner(address)
+        key = self.owner(address)
         return UNKNOWN if key is None else self._pods[key].cohort.number
 
     def _assemble(self) -> Table:
