@@ -1,7 +1,7 @@
 # `make setup` installs what is missing; every other target does it first.
 BIN := .venv/bin
 
-.PHONY: setup check test unit bench demo conformance docs lock clean
+.PHONY: setup check test unit soak bench demo conformance docs lock clean
 
 setup:
 	@scripts/setup
@@ -17,6 +17,10 @@ test: check
 
 unit: setup
 	$(BIN)/pytest tests/unit tests/property
+
+# Long: the chaos run that writes docs/reliability.md.
+soak: setup
+	$(BIN)/python -m bench.chaos --faults 500 --write
 
 bench: setup
 	$(BIN)/python -m bench

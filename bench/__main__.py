@@ -24,6 +24,7 @@ TITLES = {
     "nftables": "nftables: transactions, and what a rule costs a packet",
     "bandwidth": "Bandwidth limits, beside Go's plugin",
     "scale": "The agent in simulated clusters of 100, 500 and 5,000 nodes",
+    "chaos": "Random faults: repair times, and restarts under traffic",
     "reflector": "The reflector: 10,000 pods listed, 40,000 changes followed",
     "apiserver": "The embedded API server with 10,000 pods",
     "lab": "The lab: up, down, and 200 pods on 20 nodes",

@@ -13,6 +13,7 @@ from rich.table import Table
 from poplin.apiserver.endpoint import parse_service_networks
 from poplin.cli.conformance import conformance
 from poplin.cli.demo import demo
+from poplin.cli.fault import fault
 from poplin.cli.output import Format, Output
 from poplin.cli.progress import Progress
 from poplin.cli.root import require_root
@@ -43,6 +44,7 @@ app = typer.Typer(
 
 app.command()(demo)
 app.command()(conformance)
+app.command()(fault)
 
 Name = Annotated[str, typer.Option(help="Which lab; several may stand side by side.")]
 
