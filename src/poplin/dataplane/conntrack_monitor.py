@@ -19,6 +19,8 @@ NFNLGRP_CONNTRACK_DESTROY: Final = 3
 DATAGRAMS: Final = 16
 """One connection each: 800 a second at most."""
 
+BUFFER_BYTES: Final = 512 * 1024
+
 
 class ConnectionEvent(StrEnum):
     """NEW: its first packet has passed every rule. DESTROY: the kernel has forgotten it."""
@@ -31,7 +33,7 @@ class ConntrackMonitor(EventSocket):
     """Tells `taken` of every connection of the namespace that begins, and of those that end."""
 
     def __init__(self, taken: Callable[[ConnectionEvent, Connection], None]) -> None:
-        super().__init__(DATAGRAMS)
+        super().__init__(DATAGRAMS, BUFFER_BYTES)
         self._taken = taken
         for group in (NFNLGRP_CONNTRACK_NEW, NFNLGRP_CONNTRACK_DESTROY):
             self._socket.setsockopt(uapi.SOL_NETLINK, uapi.NETLINK_ADD_MEMBERSHIP, group)

@@ -16,24 +16,23 @@ from poplin.dataplane.netlink.frame import Message, decode_messages
 from poplin.dataplane.nfnetlink import RECEIVE_BYTES, SO_RCVBUFFORCE, NfnetlinkSocket
 
 PAUSE_S: Final = 0.02
-BUFFER_BYTES: Final = 512 * 1024
-"""What may wait; more would only make what is told old."""
 
 
 class EventSocket(NfnetlinkSocket):
     """Bound to the namespace of the thread that makes it; needs a running event loop.
 
-    Reads `datagrams` of them every PAUSE_S at most. `overruns` counts how often the kernel said that it had
+    Reads `datagrams` of them every PAUSE_S at most, and lets `buffer_bytes` wait in the kernel: more would bear a
+    longer burst, and make all that is told in a flood older. `overruns` counts how often the kernel said that it had
     dropped some, and `malformed` the datagrams that were not understood.
     """
 
-    def __init__(self, datagrams: int) -> None:
+    def __init__(self, datagrams: int, buffer_bytes: int) -> None:
         super().__init__()
         self._datagrams = datagrams
         self.overruns = 0
         self.malformed = 0
         self._socket.setblocking(False)
-        self._socket.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, BUFFER_BYTES)
+        self._socket.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, buffer_bytes)
         self._loop = asyncio.get_running_loop()
         self._pause: asyncio.TimerHandle | None = None
 

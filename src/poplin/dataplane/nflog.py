@@ -46,6 +46,9 @@ BATCH_BYTES: Final = 8192
 BATCH_PACKETS: Final = 32
 """So many packets in one datagram; fewer where BATCH_TIMEOUT passes first."""
 
+BUFFER_BYTES: Final = 128 * 1024
+"""About 1,000 packets, or 0.6 s of the fastest that is read."""
+
 BATCH_TIMEOUT: Final = 5
 """In hundredths of a second."""
 
@@ -70,7 +73,7 @@ class NflogSocket(EventSocket):
     """
 
     def __init__(self, group: int, taken: Callable[[LoggedPacket], None]) -> None:
-        super().__init__(datagrams=1)
+        super().__init__(datagrams=1, buffer_bytes=BUFFER_BYTES)
         self._taken = taken
         self._expected: int | None = None
         self.lost = 0
