@@ -9,9 +9,10 @@ import asyncio
 import logging
 import time
 from collections import OrderedDict, deque
-from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Iterator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from typing import Final
 
 from poplin.compile.policy.denial import NFLOG_GROUP
@@ -32,6 +33,7 @@ WAITING: Final = 1000
 """Flows that may wait for one follower."""
 
 RETRY_S: Final = 30.0
+AT_ONCE: Final = 64
 
 UNTOLD: Final = 2000
 """Packets and connections that may wait until the pods behind their addresses are known."""
@@ -127,9 +129,16 @@ class Flows:
             await self._arrived.wait()
             self._arrived.clear()
             seen, self._seen = self._seen, deque()
-            for flow in await self._describe(seen, self._now_s()):
+            async for flow in self._flows_of(seen):
+                self._take(flow)
+
+    async def _flows_of(self, seen: Iterable[Seen]) -> AsyncGenerator[Flow, None]:
+        """The flows, found a few at a time: who describes them has policy to enforce in between."""
+        now_s, waiting = self._now_s(), iter(seen)
+        while some := list(islice(waiting, AT_ONCE)):
+            for flow in await self._describe(some, now_s):
                 if flow is not None:
-                    self._take(flow)
+                    yield flow
 
     def _take(self, flow: Flow) -> None:
         for follower in self._followers:
@@ -148,9 +157,8 @@ class Flows:
         """The connections of pods that stand now, those of one client to one port as one. Raises KernelError."""
         connections = await asyncio.to_thread(_read_connections)
         told: OrderedDict[Key, Flow] = OrderedDict()
-        for flow in await self._describe(connections, self._now_s()):
-            if flow is not None:
-                _merge(told, flow)
+        async for flow in self._flows_of(connections):
+            _merge(told, flow)
         return list(told.values())
 
     async def follow(

@@ -27,6 +27,9 @@ def flows(
     follow: Annotated[
         bool, typer.Option("--follow", help="Show what comes from now on, until Ctrl-C.")
     ] = False,
+    pod: Annotated[
+        str, typer.Option(help="Only what comes from or goes to this NAMESPACE/POD, or this address.")
+    ] = "",
     run_dir: RunDir = Path("/run/poplin"),
     output: Output = Format.TEXT,
 ) -> None:
@@ -34,12 +37,13 @@ def flows(
 
     Without --follow: what was denied of late, and the connections that stand. JSON is one object a line.
 
-    Example: poplin flows --verdict denied --follow
+    Example: poplin flows --verdict denied --follow --pod shop/cart
     """
     query = "&".join(
         [*(f"verdict={one.value}" for one in verdict or ()), *(["follow=true"] if follow else [])]
     )
-    lines = read_lines(run_dir, f"/flows?{query}", endless=follow)
+    every = read_lines(run_dir, f"/flows?{query}", endless=follow)
+    lines = (line for line in every if not pod or "lost" in line or pod in _names(line))
     with suppress(KeyboardInterrupt):
         if output is Format.JSON:
             for line in lines:
@@ -70,6 +74,10 @@ def describe(line: dict[str, Any]) -> str:
         f"{time} [{COLOURS[verdict]}]{verdict.value:7}[/] {_name(line['source'])} -> {_name(line['destination'])} "
         f"{line['protocol']}{port}{asked}  {escape(rulings)}{times}"
     )
+
+
+def _names(line: dict[str, Any]) -> set[str]:
+    return {text for end in (line["source"], line["destination"]) for text in (_name(end), end["address"])}
 
 
 def _name(end: dict[str, str]) -> str:
