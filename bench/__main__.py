@@ -18,6 +18,7 @@ from bench.report import Figure, as_json, print_table
 
 TITLES = {
     "cni": "CNI ADD and DEL, from process start to end",
+    "crowd": "250 pods on one node, 200 of them at once",
     "throughput": "Pod to pod across two nodes, beside the same path by hand",
     "agent": "The agent at rest, and how things start",
     "netlink": "rtnetlink: routes and pods, beside pyroute2",

@@ -22,8 +22,9 @@ MAC = "0a:58:0a:f4:00:05"
 class Events:
     """The events of a monitor, read as far as a test wants."""
 
-    def __init__(self, namespace, stream):
+    def __init__(self, namespace, monitor, stream):
         self.namespace = namespace
+        self.monitor = monitor
         self.stream = stream
 
     async def until(self, last):
@@ -57,7 +58,7 @@ class Events:
 async def monitored(namespace, **options):
     with in_namespace(namespace.fd, lambda: Monitor(**options)) as monitor:
         stream = monitor.events()
-        yield Events(namespace, stream)
+        yield Events(namespace, monitor, stream)
         await stream.aclose()
 
 
@@ -205,3 +206,15 @@ def routes_in(events):
 
 def neighbours_in(events):
     return [event for event in events if isinstance(event, Seen | Gone) and isinstance(event.what, Neighbour)]
+
+
+async def test_what_is_taken_at_once_has_been_told_by_then_and_is_not_told_again(netns):
+    node = netns()
+    route = Route(ip_network("198.51.100.0/24"), link="lo", scope=Scope.LINK)
+    async with monitored(node) as events:
+        node.run("ip", "link", "set", "lo", "up")
+        node.socket.apply([Put(route)])
+        await events.until_now()
+        node.socket.apply([Remove(route)])
+        assert Gone(route) in events.monitor.take()
+        assert Gone(route) not in await events.until_now()

@@ -80,6 +80,7 @@ class Agent:
                 self._serving_network,
                 attached=lambda host_link: self._loop.look_at([host_link]),
                 look=lambda: self._loop.suspect(()),
+                hear=lambda: watchdog.catch_up(monitor),
                 policies=self._policies,
             )
             stack.callback(pods.close)
@@ -113,6 +114,9 @@ class Agent:
                     extra={"remedy": "give the agent CAP_NET_BROADCAST"},
                 )
             links = stack.enter_context(RouteSocket())
+            watchdog = Watchdog(
+                self._loop, self._registry.standing_on, links.links, lambda: reconciler.desired
+            )
             ours = reconciler.nft_ports | host_ports.ports | self._policies.ports | service_rules.ports
             tables = stack.enter_context(NftMonitor(ignored_ports=ours))
             flows = Flows(self._policies.describe)
@@ -127,9 +131,6 @@ class Agent:
             events = PolicyEvents(self._source, config.node_name, self._nodes, self._policies.policies)
             log.info("agent started", extra={"node": config.node_name, "pods": len(self._registry)})
             async with asyncio.TaskGroup() as tasks:
-                watchdog = Watchdog(
-                    self._loop, self._registry.standing_on, links.links, lambda: reconciler.desired
-                )
                 tasks.create_task(watchdog.run(monitor), name="kernel notifications")
                 tasks.create_task(self._follow_tables(tables), name="nftables notifications")
                 tasks.create_task(self._follow_nodes(), name="watch of nodes")

@@ -71,6 +71,7 @@ class Pods:
         network: Callable[[], Network],
         attached: Callable[[str], None],
         look: Callable[[], None],
+        hear: Callable[[], None],
         policies: Admission,
     ) -> None:
         self._registry = registry
@@ -79,6 +80,7 @@ class Pods:
         self._network = network
         self._attached = attached
         self._look = look
+        self._hear = hear
         self._policies = policies
         self._wirer = Wirer(WIRING_THREADS)
         self._threads = ThreadPoolExecutor(WIRING_THREADS, thread_name_prefix="wiring")
@@ -119,6 +121,7 @@ class Pods:
         try:
             netns_cookie = await self._at_once(lambda: self._wire(attachment, netns_fd))
             await self._policies.admit(attachment)
+            self._hear()
             self._registry.confirm(attachment, netns_cookie)
         except BaseException:
             await self._undo(attachment)

@@ -56,6 +56,11 @@ class Watchdog:
         self._host_links: dict[tuple[int, int], str] = {}
         self._learned_at_s = float("-inf")
 
+    def catch_up(self, monitor: Monitor) -> None:
+        """Take in all that has been told by now."""
+        for event in monitor.take():
+            self.judge(event)
+
     async def run(self, monitor: Monitor) -> None:
         """Follow the node's namespace for ever."""
         async for event in monitor.events():

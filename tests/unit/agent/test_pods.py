@@ -76,6 +76,7 @@ class Bench:
         (directory / "boot_id").write_text("one\n")
         self.directory = directory
         self.looks = 0
+        self.heard = []
         self.open()
 
     def open(self):
@@ -91,6 +92,7 @@ class Bench:
             StandInNetwork,
             attached=lambda _: None,
             look=self._look,
+            hear=self._hear,
             policies=StandInPolicies(),
         )
         self.wirer = self.pods._wirer
@@ -99,6 +101,11 @@ class Bench:
     def close(self):
         self.pods.close()
         self.store.close()
+
+    def _hear(self):
+        self.heard.append(
+            [a.host_link for a in self.registry.all() if self.registry.standing_on(a.host_link)]
+        )
 
     def _look(self):
         self.looks += 1
@@ -114,6 +121,13 @@ def bench(tmp_path, monkeypatch):
     made = Bench(tmp_path, monkeypatch)
     yield made
     made.close()
+
+
+def test_the_kernels_words_of_a_pods_making_are_heard_before_it_stands(bench):
+    for number in range(2):
+        asyncio.run(bench.pods.add(request(f"c{number}"), 0))
+    first = bench.registry.all()[0].host_link
+    assert bench.heard == [[], [first]]
 
 
 def test_an_add_that_cannot_be_undone_gives_its_address_back_and_has_the_kernel_looked_at(bench):

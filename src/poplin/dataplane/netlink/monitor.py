@@ -148,6 +148,13 @@ class Monitor(AbstractContextManager["Monitor"]):
         self._loop.remove_reader(self._socket)
         self._socket.close()
 
+    def take(self) -> list[Event]:
+        """Events that have arrived by now, in the kernel's order."""
+        self._receive()
+        events = list(self._events)
+        self._events.clear()
+        return events
+
     async def events(self) -> AsyncIterator[Event]:
         """Events in the kernel's order, without end. For one reader."""
         while True:
