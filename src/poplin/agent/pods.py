@@ -121,12 +121,13 @@ class Pods:
         try:
             netns_cookie = await self._at_once(lambda: self._wire(attachment, netns_fd))
             await self._policies.admit(attachment)
-            self._hear()
             self._registry.confirm(attachment, netns_cookie)
         except BaseException:
             await self._undo(attachment)
             raise
-        asyncio.get_running_loop().call_later(LOOK_S, self._attached, attachment.host_link)
+        loop = asyncio.get_running_loop()
+        loop.call_soon(self._hear_of, attachment.host_link)  # when the plugin has its answer
+        loop.call_later(LOOK_S, self._attached, attachment.host_link)
         return result_of(attachment)
 
     async def delete(self, request: Request, netns_fd: int | None) -> None:
@@ -239,6 +240,11 @@ class Pods:
             self._troubles[task] = str(error)
         else:
             self._troubles.pop(task, None)
+
+    def _hear_of(self, host_link: str) -> None:
+        """Hear the kernel out about the making of a pod: from here on, what it tells of the pod is amiss."""
+        self._hear()
+        self._registry.told(host_link)
 
     def _wire(self, attachment: Attachment, netns_fd: int) -> int:
         netns_cookie = self._wirer.wire(attachment, netns_fd)

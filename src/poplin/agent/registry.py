@@ -54,6 +54,7 @@ class Registry:
         # Shared with the thread of the reconcile pass.
         self._lock = threading.Lock()
         self._claimed = {a.host_link for a in self.unfinished()}
+        self._untold: set[str] = set()
         self._news: list[Operation] = []
         self._made_at_s: dict[str, float] = {}
 
@@ -78,9 +79,12 @@ class Registry:
         return self._store.boot(boot_id)
 
     def standing_on(self, host_link: str) -> Attachment | None:
-        """Give the attachment of a host link, None for none, and for one being made or unmade."""
+        """Give the attachment of a host link, None for none.
+
+        None as well for one that is made or unmade just now, or of whose making the kernel may still tell.
+        """
         attachment = self._by_link.get(host_link)
-        return attachment if host_link not in self._claimed else None
+        return attachment if host_link not in self._claimed and host_link not in self._untold else None
 
     def host_links(self) -> list[str]:
         """Give the host links of all attachments."""
@@ -152,7 +156,12 @@ class Registry:
             self._made_at_s[ready.host_link] = time.monotonic()
             self._attachments[key] = ready
             self._claimed.discard(attachment.host_link)
+            self._untold.add(attachment.host_link)
             self._news += plan_network(compile_pod(attachment).host, NetworkState())
+
+    def told(self, host_link: str) -> None:
+        """Say that all the kernel tells of the making of a confirmed attachment has been heard."""
+        self._untold.discard(host_link)
 
     def adopt(self, attachment: Attachment) -> bool:
         """Take the MAC and MTU over that others gave a pod's interface. Tell whether it still stands, as another."""

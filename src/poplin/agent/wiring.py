@@ -68,13 +68,14 @@ class Wirer:
             )
         _raise_first(failures)
         made = Link(attachment.ifname, "veth", attachment.mac, attachment.mtu_bytes, up=False)
-        mend_pod(wiring.pod, netns_fd, NetworkState(links={made.name: made}))
-        # The node's end went up before the pod's: the kernel drops what is sent by it until a work queue
-        # has seen the carrier come (linkwatch), which waits for others' links to be destroyed. To ask for
-        # the link does that work at once (rtnl_getlink in net/core/rtnetlink.c).
-        with self._host() as host:
-            host.link(attachment.host_link)
-        with in_namespace(netns_fd, RouteSocket) as pod:
+        pod, _ = _open_pod(wiring.pod, netns_fd)
+        with pod:
+            _raise_first(pod.apply(plan_network(wiring.pod, NetworkState(links={made.name: made}))))
+            # The node's end went up before the pod's: the kernel drops what is sent by it until a work queue
+            # has seen the carrier come (linkwatch), which waits for others' links to be destroyed. To ask for
+            # the link does that work at once (rtnl_getlink in net/core/rtnetlink.c).
+            with self._host() as host:
+                host.link(attachment.host_link)
             _await_addresses(pod, attachment)
             return pod.netns_cookie
 
@@ -205,18 +206,23 @@ def host_operations(attachment: Attachment, wiring: Wiring, netns_fd: int) -> li
     ]
 
 
-def mend_pod(desired: NetworkState, netns_fd: int, actual: NetworkState | None = None) -> int:
-    """Bring the pod's side to `desired`; `actual` None reads what it has. Give the number of changes.
+def mend_pod(desired: NetworkState, netns_fd: int) -> int:
+    """Bring the pod's side to `desired`. Give the number of changes.
 
     Raises KernelError for the first thing that the kernel refuses.
     """
+    pod, changes = _open_pod(desired, netns_fd)
+    with pod:
+        operations = plan_network(desired, read_state(pod))
+        _raise_first(pod.apply(operations))
+    return changes + len(operations)
+
+
+def _open_pod(desired: NetworkState, netns_fd: int) -> tuple[RouteSocket, int]:
+    """Give a socket in a pod's namespace, whose parameters are as desired, and how many were others."""
     with entered(netns_fd):
         changes = sum(write_sysctl(key, value) for key, value in desired.sysctls.items())
-        socket = RouteSocket()
-    with socket:
-        operations = plan_network(desired, actual or read_state(socket))
-        _raise_first(socket.apply(operations))
-    return changes + len(operations)
+        return RouteSocket(), changes
 
 
 def differences(attachment: Attachment, netns_fd: int) -> list[str]:

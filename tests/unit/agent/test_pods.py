@@ -124,8 +124,12 @@ def bench(tmp_path, monkeypatch):
 
 
 def test_the_kernels_words_of_a_pods_making_are_heard_before_it_stands(bench):
-    for number in range(2):
-        asyncio.run(bench.pods.add(request(f"c{number}"), 0))
+    async def steps():
+        for number in range(2):
+            await bench.pods.add(request(f"c{number}"), 0)
+            await asyncio.sleep(0)
+
+    asyncio.run(steps())
     first = bench.registry.all()[0].host_link
     assert bench.heard == [[], [first]]
 

@@ -300,9 +300,14 @@ class RouteSocket(AbstractContextManager["RouteSocket"]):
             Request(uapi.RTM_SETLINK, 0, encode_no_link_local(link.name)),
             Request(uapi.RTM_SETLINK, 0, encode_new_link_rest(link, self.names.index_of)),
         )
-        if replace:
+        flags = uapi.NLM_F_CREATE | uapi.NLM_F_EXCL
+        try:
+            self._do(uapi.RTM_NEWLINK, body, where=where, flags=flags)
+        except KernelError as error:
+            if not (replace and error.errno == errno.EEXIST):
+                raise
             self._channel.transact([delete])
-        self._do(uapi.RTM_NEWLINK, body, where=where, flags=uapi.NLM_F_CREATE | uapi.NLM_F_EXCL)
+            self._do(uapi.RTM_NEWLINK, body, where=where, flags=flags)
         failed = self._channel.transact(rest)
         # EAFNOSUPPORT to the first: the kernel has no IPv6, or not on a link of so small an MTU.
         for position, answer in failed.items():
