@@ -5,10 +5,12 @@ and reads the table only at an audit, after a failure, or where somebody else ha
 """
 
 import errno
+import gc
 import logging
 import socket
 import threading
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -25,12 +27,14 @@ from poplin.model.errors import PoplinError
 from poplin.model.kernel import IPAddress, IPNetwork
 from poplin.model.nftables import Family, Table, TableKey
 from poplin.model.service import PROTOCOL_NUMBERS, EndpointSlice, Service
-from poplin.plan.nftables import AddElements, DeleteElements, Operation, plan_table
+from poplin.plan.nftables import AddElements, DeleteElements, Operation, plan_table, split_load
 
 log = logging.getLogger(__name__)
 
 KEY: Final = TableKey(Family.INET, TABLE)
 ZONE_LABEL: Final = "topology.kubernetes.io/zone"
+
+MANY: Final = 1000
 
 Wanted = tuple[Service, tuple[EndpointSlice, ...]]
 
@@ -99,7 +103,7 @@ class ServiceRules:
         whole = self._structure is None
         try:
             place = self._place(inputs.own)
-            with self._lock:
+            with self._lock, _without_collection(len(inputs.changed)):
                 self._table.move(place)
                 for name, wanted in inputs.changed.items():
                     if wanted is None:
@@ -134,9 +138,10 @@ class ServiceRules:
             udp = False
         else:
             changes = self._table.take_changes()
-            operations = (*plan_table(structure, self._structure), *_element_operations(changes))
+            operations = (*plan_table(structure, self._structure), *element_operations(changes))
             udp = any(_is_udp(changed) for changed in changes)
-        self._nft.apply(operations)
+        for transaction in split_load(operations):
+            self._nft.apply(transaction)
         if self._structure is None and operations:
             log.info("nftables table written", extra={"table": TABLE, "operations": len(operations)})
         self._structure = structure
@@ -169,11 +174,25 @@ class ServiceRules:
                 self._busy_ports.pop(name, None)
 
 
+@contextmanager
+def _without_collection(changes: int) -> Iterator[None]:
+    """Hold the garbage collector still for many changes: what they make stays, and looking there doubles the time."""
+    held = changes > MANY and gc.isenabled()
+    if held:
+        gc.disable()
+    try:
+        yield
+    finally:
+        if held:
+            gc.enable()
+
+
 def _sizes(structure: Table) -> list[int]:
     return [one.size for one in structure.sets]
 
 
-def _element_operations(changes: Collection[Elements]) -> Iterator[Operation]:
+def element_operations(changes: Collection[Elements]) -> Iterator[Operation]:
+    """Give what brings these changes about; a key whose value changes goes first and comes again."""
     yield from (DeleteElements(KEY, one.set, one.gone) for one in changes if one.gone)
     yield from (AddElements(KEY, one.set, one.new) for one in changes if one.new)
 

@@ -18,8 +18,7 @@ def services(
 ) -> None:
     """List the addresses that this node serves, with their endpoints and how often each was used.
 
-    Hits are new connections: of an address since its number of endpoints last changed, of an endpoint since it
-    took its place. An endpoint is marked "in" where only pods of this node and the node itself are sent there,
+    Hits are new connections to an endpoint since it took its place. An endpoint is marked "in" where only pods of this node and the node itself are sent there,
     "out" where only others are (the external traffic policy Local).
 
     Example: poplin services shop/frontend

@@ -35,6 +35,7 @@ from poplin.plan.nftables import (
     DeleteTable,
     FlushChain,
     plan_table,
+    split_load,
 )
 from unit.plan.nftables_tables import tables
 
@@ -207,3 +208,22 @@ def test_a_set_of_another_type_takes_its_rules_with_it():
 def test_another_tables_plan_is_refused():
     with pytest.raises(ValueError, match="against"):
         plan_table(TABLE, replace(TABLE, name="kube-proxy"))
+
+
+def test_a_large_table_is_loaded_in_parts_and_its_rules_come_last():
+    elements = frozenset(Element(number.to_bytes(4, "big")) for number in range(25_000))
+    large = swap(TABLE, one=replace(KNOWN, elements=elements))
+    operations = plan_table(large, None)
+    first, *parts, last = split_load(operations)
+    assert isinstance(first[0], AddTable)
+    assert [len(part.elements) for (part,) in parts] == [10_000, 10_000, 5_000]
+    assert frozenset().union(*(part.elements for (part,) in parts)) == elements
+    assert last == tuple(one for one in operations if isinstance(one, AddRule))
+    assert set(first) | set(last) == {one for one in operations if getattr(one, "elements", None) != elements}
+
+
+def test_what_changes_a_table_is_one_transaction():
+    elements = frozenset(Element(number.to_bytes(4, "big")) for number in range(25_000))
+    operations = plan_table(swap(TABLE, one=replace(KNOWN, elements=elements)), TABLE)
+    assert list(split_load(operations)) == [operations]
+    assert list(split_load(())) == [()]

@@ -7,7 +7,7 @@ beginning. So both share the elements of the endpoints that serve both.
 
 import sys
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
 from ipaddress import collapse_addresses, ip_network
 from typing import Self
@@ -80,6 +80,7 @@ class Frontend:
     """One address and port. `sources` None: anyone may use it; empty: nobody.
 
     `serving` are those that a flow may stay with, beside `targets`: they terminate, or others are nearer.
+    `key` is address, protocol and port as the maps have them.
     """
 
     kind: Kind
@@ -90,11 +91,11 @@ class Frontend:
     targets: tuple[Target, ...] = ()
     serving: frozenset[Target] = frozenset()
     sources: tuple[IPNetwork, ...] | None = None
+    key: bytes = field(init=False, compare=False, repr=False)
 
-    @property
-    def key(self) -> bytes:
-        """Address, protocol and port, as the maps have them."""
-        return encode_key(self.address, PROTOCOL_NUMBERS[self.port.protocol], self.number)
+    def __post_init__(self) -> None:
+        key = encode_key(self.address, PROTOCOL_NUMBERS[self.port.protocol], self.number)
+        object.__setattr__(self, "key", key)
 
 
 def compile_service(service: Service, slices: Iterable[EndpointSlice], place: Place) -> tuple[Frontend, ...]:

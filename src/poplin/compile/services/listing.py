@@ -2,18 +2,26 @@
 
 import sys
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from ipaddress import ip_address
 
 from poplin.compile.services.frontend import Shape
 from poplin.compile.services.table import Claim
 from poplin.model.kernel import IPAddress
-from poplin.model.nftables import Table
+from poplin.model.nftables import Element, Table
 
 KINDS = ("ClusterIP", "NodePort", "LoadBalancer", "ExternalIP")
-COUNTED = ("services-4", "services-6", "endpoints-4", "endpoints-6", "sticky-4", "sticky-6")
+COUNTED = tuple(
+    f"{name}-{version}" for name in ("endpoints", "sticky", "serving", "serving-here") for version in (4, 6)
+)
 """The sets whose elements count the packets that found them."""
+
+_KEPT = ("serving", "serving-here")
+"""Where clients are counted that came again to a Service with session affinity."""
+
+Row = dict[int, tuple[bytes, int]]
+"""A frontend's endpoints by place, each with its hits."""
 
 Counts = Mapping[str, Mapping[bytes, int]]
 """By set and key."""
@@ -35,8 +43,8 @@ class ServedFrontend:
     """One address and port in the kernel.
 
     `namespace` and `name` are its Service's, "" where the kernel has what no Service wants. `kind` is one of
-    `KINDS`. `verdict` is "serve", "reject" or "drop", or "missing" where the kernel lacks it. `hits` counts
-    connections since its number of endpoints last changed.
+    `KINDS`. `verdict` is "serve", "reject" or "drop", or "missing" where the kernel lacks it. `hits` are
+    its endpoints' together.
     """
 
     namespace: str
@@ -57,24 +65,28 @@ _PROTOCOLS = {6: "TCP", 17: "UDP", 132: "SCTP"}
 def list_frontends(table: Table | None, counts: Counts, claims: Iterable[Claim]) -> list[ServedFrontend]:
     """Give all that the kernel's table has, and what it lacks of the claims; ordered by Service."""
     sets = {one.name: one.elements for one in table.sets} if table else {}
-    rows: dict[bytes, dict[int, tuple[bytes, int]]] = defaultdict(dict)
-    for name, skipped in (("endpoints-4", 0), ("endpoints-6", 0), ("sticky-4", 4), ("sticky-6", 4)):
-        hits = counts.get(name, {})
-        for element in sets.get(name, ()):
-            if element.key is not None and isinstance(element.data, bytes):
-                place = int.from_bytes(element.key[-4:], sys.byteorder)
-                rows[element.key[:-4]][place] = element.data[skipped:], hits.get(element.key, 0)
+    rows: dict[bytes, Row] = defaultdict(dict)
+    for version in (4, 6):
+        for name, skipped in (("endpoints", 0), ("sticky", 4)):
+            hits = counts.get(f"{name}-{version}", {})
+            for key, data in _pairs(sets.get(f"{name}-{version}", ())):
+                target = data[skipped:]
+                again = (counts.get(f"{kept}-{version}", {}).get(target + key[:-4], 0) for kept in _KEPT)
+                place = int.from_bytes(key[-4:], sys.byteorder)
+                rows[key[:-4]][place] = target, hits.get(key, 0) + sum(again)
     wanted = {claim.frontend.key: claim for claim in claims}
     found = []
-    for name in ("services-4", "services-6"):
-        hits = counts.get(name, {})
-        for element in sets.get(name, ()):
-            if element.key is not None and isinstance(element.data, bytes):
-                shape = Shape.of(element.data[4:])
-                claim = wanted.pop(element.key, None)
-                found.append(_served(element.key, shape, rows[element.key], claim, hits.get(element.key, 0)))
-    found += [_served(key, None, {}, claim, 0) for key, claim in wanted.items()]
+    for version in (4, 6):
+        for key, data in _pairs(sets.get(f"services-{version}", ())):
+            found.append(_served(key, Shape.of(data[4:]), rows[key], wanted.pop(key, None)))
+    found += [_served(key, None, {}, claim) for key, claim in wanted.items()]
     return sorted(found, key=_order)
+
+
+def _pairs(elements: Iterable[Element]) -> Iterator[tuple[bytes, bytes]]:
+    for element in elements:
+        if element.key is not None and isinstance(element.data, bytes):
+            yield element.key, element.data
 
 
 def _order(one: ServedFrontend) -> tuple[str, str, int, int, bytes, str, int]:
@@ -82,9 +94,7 @@ def _order(one: ServedFrontend) -> tuple[str, str, int, int, bytes, str, int]:
     return one.namespace, one.name, kind, one.address.version, one.address.packed, one.protocol, one.port
 
 
-def _served(
-    key: bytes, shape: Shape | None, row: Mapping[int, tuple[bytes, int]], claim: Claim | None, hits: int
-) -> ServedFrontend:
+def _served(key: bytes, shape: Shape | None, row: Row, claim: Claim | None) -> ServedFrontend:
     namespace, name = claim.owner if claim else ("", "")
     protocol = key[-8]
     return ServedFrontend(
@@ -95,7 +105,7 @@ def _served(
         _PROTOCOLS.get(protocol, str(protocol)),
         int.from_bytes(key[-4:-2]),
         _verdict(shape),
-        hits,
+        sum(hits for _, hits in row.values()),
         shape.affinity_timeout_s if shape else None,
         tuple(_endpoint(place, *row[place], shape) for place in sorted(row)) if shape else (),
     )

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from poplin.compile.services.endpoints import Place
 from poplin.compile.services.flows import stale_flows
-from poplin.compile.services.table import ServiceTable
+from poplin.compile.services.listing import list_frontends
+from poplin.compile.services.table import ServiceTable, capacity
 from poplin.model.cluster import TransportProtocol
 from poplin.model.connection import Connection, FlowTuple
 from poplin.model.nftables import Lookup, Verdict, VerdictCode
@@ -249,3 +250,49 @@ def test_which_flows_are_stale(row):
         (service("empty", "10.96.0.2", ports=((UDP, 53, 0),)), []),
     )
     assert stale_flows([one], table.frontend_at) == ([one] if stale else [])
+
+
+@pytest.mark.parametrize(
+    ("count", "size"), [(0, 0), (8192, 0), (8193, 65536), (32768, 65536), (32769, 262144), (131073, 1 << 20)]
+)
+def test_a_large_set_has_room_for_every_element_twice(count, size):
+    assert capacity(count) == size
+    assert size == 0 or size >= 2 * count
+
+
+def test_a_listing_is_what_the_kernel_has_and_what_it_lacks():
+    wanted = table_of(
+        (service("a", "10.96.0.1", external_local=True, ports=((TCP, 80, 30080),)), [slice_of("a", 1)]),
+        (service("b", "10.96.0.2", affinity_timeout_s=30), [slice_of("b", 2)]),
+        (service("c", "10.96.0.3"), []),
+    )
+    held = table_of(
+        (service("a", "10.96.0.1", external_local=True, ports=((TCP, 80, 30080),)), [slice_of("a", 1)]),
+        (service("b", "10.96.0.2", affinity_timeout_s=30), [slice_of("b", 2)]),
+        (service("old", "10.96.0.9"), [slice_of("old", 9)]),
+    )
+    [sticky], [serving] = elements(held, "sticky-4"), elements(held, "serving-4")
+    counts = {"sticky-4": {sticky: 2}, "serving-4": {serving: 5}}
+    rows = list_frontends(held.table(), counts, wanted.frontends())
+    found = [(one.name, one.kind, str(one.address), one.port, one.verdict, one.hits) for one in rows]
+    assert found == [
+        ("", "", "10.96.0.9", 80, "serve", 0),
+        ("a", "ClusterIP", "10.96.0.1", 80, "serve", 0),
+        ("a", "NodePort", "192.0.2.11", 30080, "serve", 0),
+        ("b", "ClusterIP", "10.96.0.2", 80, "serve", 7),
+        ("c", "ClusterIP", "10.96.0.3", 80, "missing", 0),
+    ]
+    [end] = rows[3].endpoints
+    assert (str(end.address), end.port, end.inside, end.outside, end.hits) == (
+        "10.244.1.2",
+        8080,
+        True,
+        True,
+        7,
+    )
+    assert rows[3].affinity_timeout_s == 30
+
+
+def test_nothing_in_the_kernel_is_nothing_served():
+    table = table_of((service(), [slice_of("web", 1)]))
+    assert [one.verdict for one in list_frontends(None, {}, table.frontends())] == ["missing"]
