@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import Final
 
 from poplin.datastore.resource import Resource
-from poplin.lab.controllers.object import PODS, Key, Object
+from poplin.lab.controllers.object import PODS, SERVICES, Key, Object
 from poplin.lab.controllers.store import Index, Store, owner_uid
 from poplin.lab.controllers.write import Outcome
 
@@ -42,4 +42,12 @@ def make_store(resource: Resource[Object]) -> Store:
     indexes = dict(INDEXES)
     if resource is PODS:
         indexes["node"] = lambda pod: pod.spec.get("nodeName", "")
+    if resource is SERVICES:
+        indexes["selector"] = _selector_part
     return Store(indexes)
+
+
+def _selector_part(service: Object) -> tuple[str, str, str] | None:
+    """The namespace and one label that all pods of a Service have, None where it selects none."""
+    selector = service.spec.get("selector")
+    return (service.namespace, *min(selector.items())) if selector else None

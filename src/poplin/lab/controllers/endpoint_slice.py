@@ -171,7 +171,8 @@ def _affected(cluster: Cluster, resource: Resource[Object], one: Object) -> Iter
     return {
         service.key
         for pod in pods
-        for service in cluster[SERVICES].find("namespace", pod.namespace)
+        for label in pod.labels.items()
+        for service in cluster[SERVICES].find("selector", (pod.namespace, *label))
         if selects(service, pod)
     }
 

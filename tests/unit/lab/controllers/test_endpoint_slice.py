@@ -258,14 +258,18 @@ def test_a_family_that_the_service_has_no_more_loses_its_slices():
 
 def test_who_hears_of_what():
     one, other = service(), make(SERVICES, "other", spec={"selector": {"app": "db"}})
+    narrow = make(SERVICES, "narrow", spec={"selector": {"app": "web", "tier": "front"}})
     mine = make(ENDPOINT_SLICES, "s", owner=one)
-    stores = cluster(one, other, pod("a", node="node-1"), mine)
+    stores = cluster(one, other, narrow, make(SERVICES, "bare"), pod("a", node="node-1"), mine)
 
     def affected(resource, changed):
         return set(ENDPOINT_SLICE.affected(stores, resource, changed))
 
     key = {("default", "web")}
     assert affected(PODS, pod("b")) == key
+    front = pod("b", labels={"a": "b", "app": "web", "tier": "front"})
+    assert affected(PODS, front) == key | {("default", "narrow")}
+    assert affected(PODS, pod("b", labels={})) == set()
     assert affected(PODS, pod("b", labels={"app": "else"})) == set()
     assert affected(NODES, make_node("node-1")) == key
     assert affected(NODES, make_node("node-2")) == set()
