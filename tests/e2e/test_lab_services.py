@@ -1,6 +1,7 @@
-"""Services of a lab as its API and its DNS tell of them: addresses, endpoints, names. Not how packets find them."""
+"""Services of a lab: addresses, endpoints and names, and pods that find each other by them."""
 
 import json
+import sys
 import time
 from ipaddress import ip_address, ip_network
 
@@ -67,17 +68,23 @@ def endpoints(lab, name, namespace="default"):
     }
 
 
-def dns_server(lab):
-    """Where cluster DNS itself listens."""
-    ready = [one for one, (ready, _) in endpoints(lab, "kube-dns", "kube-system").items() if ready]
-    return next((one for one in ready if "." in one), "")
+ASK_API = """
+import ssl, sys, urllib.request
+context = ssl.create_default_context(cadata=sys.argv[1])
+print(urllib.request.urlopen(sys.argv[2], context=context, timeout=10).read().decode())
+"""
 
 
-def resolve(lab, name, kind="A", server=""):
-    """What nslookup says in the client pod: the data of the answer, or the code."""
-    server = server or dns_server(lab)
-    out = lab.execute("client", "busybox", "nslookup", f"-type={kind.lower()}", name, server, check=False)
-    for word in ("NXDOMAIN", "SERVFAIL", "REFUSED"):
+def wait_for_dns(lab):
+    wait_until(
+        lambda: any(ready for ready, _ in endpoints(lab, "kube-dns", "kube-system").values()), "cluster DNS"
+    )
+
+
+def resolve(lab, name, kind="A", pod="client"):
+    """What nslookup says in a pod, asking whom its /etc/resolv.conf names: the answer's data, or the code."""
+    out = lab.execute(pod, "busybox", "nslookup", f"-type={kind.lower()}", name, check=False)
+    for word in ("NXDOMAIN", "SERVFAIL", "REFUSED", "timed out"):
         if word in out:
             return word
     answer = out.partition("\n\n")[2]
@@ -86,16 +93,22 @@ def resolve(lab, name, kind="A", server=""):
     )
 
 
+def fetch(lab, host, pod="client"):
+    """The page that a server gives a pod, "" where it gives none."""
+    script = f"printf 'GET /etc/hostname HTTP/1.0\r\n\r\n' | timeout 5 busybox nc -w 3 {host} 80"
+    return lab.execute(pod, "sh", "-c", script, check=False)
+
+
 def test_the_api_is_a_service(lab):
     found = get(lab, "service", "kubernetes")["spec"]
     assert (found["clusterIP"], found["ports"][0]["port"]) == ("10.96.0.1", 443)
     assert endpoints(lab, "kubernetes") == {"172.18.0.1": (True, [6443])}
-    # As pods find it: by variables, with the certificate's name checked.
-    code = (
-        "wget -q --ca-certificate=/var/run/secrets/kubernetes.io/serviceaccount/ca.crt -O - "
-        'https://172.18.0.1:6443/healthz || echo "no wget with TLS"'
-    )
-    assert lab.execute("client", "sh", "-c", code).strip() in {"ok", "no wget with TLS"}
+    authority = get(lab, "configmap", "kube-root-ca.crt")["data"]["ca.crt"]
+    for address in ("10.96.0.1", "172.18.0.1:6443"):
+        asked = lab.execute(
+            "node/node-2", sys.executable, "-c", ASK_API, authority, f"https://{address}/livez"
+        )
+        assert asked == "ok\n"
 
 
 def test_endpoints_follow_pods(lab):
@@ -108,9 +121,12 @@ def test_endpoints_follow_pods(lab):
     lab.kubectl("scale", "deployment", "web", "--replicas=1")
     wait_until(lambda: len(endpoints(lab, "web")) == 2, "one endpoint of two families")
     addresses = get(lab, "service", "web")["spec"]["clusterIPs"]
-    wait_until(lambda: dns_server(lab), "cluster DNS")
+    wait_for_dns(lab)
     assert resolve(lab, "web.default.svc.cluster.local") == [addresses[0]]
     assert resolve(lab, "web.default.svc.cluster.local", "AAAA") == [addresses[1]]
+    [pod] = get(lab, "pods", "-l", "app=web", "--field-selector=status.phase=Running")["items"]
+    for host in ("web", "web.default", "web.default.svc.cluster.local.", *addresses):
+        wait_until(lambda host=host: pod["metadata"]["name"] in fetch(lab, host), f"a page of {host}")
     lab.kubectl("delete", "service,deployment", "web")
     wait_until(
         lambda: not get(lab, "endpointslices", "-l", "app=web")["items"], "no slice of a Service that went"
@@ -130,15 +146,26 @@ def test_a_load_balancer_has_an_address_of_the_pool(lab):
     assert ip_address(found[0]["ip"]) in ip_network("172.19.0.0/24")
     assert ip_address(found[1]["ip"]) in ip_network("fd00:10:19::/120")
     assert ingress("theirs") == []
+    # The fabric is the world outside.
+    apply(lab, workload("Deployment", "front", 1))
+    wait_until(lambda: any(ready for ready, _ in endpoints(lab, "front").values()), "an endpoint")
+    ask = "import sys, urllib.request; print(urllib.request.urlopen(sys.argv[1], timeout=5).read().decode())"
+    for address in (found[0]["ip"], f"[{found[1]['ip']}]"):
+        url = f"http://{address}/etc/hostname"
+        page = wait_until(
+            lambda url=url: lab.execute("fabric", sys.executable, "-c", ask, url, check=False), url
+        )
+        assert page.startswith("front-")
     lab.kubectl("patch", "service", "front", "-p", '{"spec": {"type": "ClusterIP"}}')
     wait_until(lambda: not ingress("front"), "the address is given back")
     lab.kubectl("delete", "service", "front", "theirs")
+    lab.kubectl("delete", "deployment", "front")
 
 
 def test_names_of_a_stateful_sets_pods(lab):
     apply(lab, service("db", clusterIP="None"), workload("StatefulSet", "db", 2, serviceName="db"))
     wait_until(lambda: sum(ready for ready, _ in endpoints(lab, "db").values()) == 2, "two ready endpoints")
-    wait_until(lambda: dns_server(lab), "cluster DNS")
+    wait_for_dns(lab)
     pods = {
         pod["metadata"]["name"]: pod["status"]["podIP"] for pod in get(lab, "pods", "-l", "app=db")["items"]
     }
@@ -155,7 +182,7 @@ def test_names_of_a_stateful_sets_pods(lab):
 
 
 def test_what_is_beyond_the_lab_is_answered_too(lab):
-    wait_until(lambda: dns_server(lab), "cluster DNS")
+    wait_for_dns(lab)
     # An answer, where none at all would be "connection timed out".
     assert resolve(lab, "www.example.org") == "SERVFAIL"
 
@@ -189,3 +216,42 @@ def test_pods_ask_cluster_dns_or_whom_they_say(lab):
     lab.wait_ready("own")
     assert lab.execute("own", "cat", "/etc/resolv.conf") == "nameserver 192.0.2.1\nsearch example.org\n"
     lab.kubectl("delete", "pod", "own", "--wait=false")
+
+
+DNS_ONLY = {
+    "apiVersion": "networking.k8s.io/v1",
+    "kind": "NetworkPolicy",
+    "metadata": {"name": "dns-only"},
+    "spec": {
+        "podSelector": {"matchLabels": {"app": "shy"}},
+        "policyTypes": ["Egress"],
+        "egress": [
+            {
+                "to": [
+                    {
+                        "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "kube-system"}},
+                        "podSelector": {"matchLabels": {"k8s-app": "kube-dns"}},
+                    }
+                ],
+                "ports": [{"port": 53, "protocol": protocol} for protocol in ("UDP", "TCP")],
+            }
+        ],
+    },
+}
+
+
+def test_a_policy_that_lets_pods_ask_for_names_lets_them_do_that_and_no_more(lab):
+    wait_for_dns(lab)
+    apply(lab, DNS_ONLY, service("open"), workload("Deployment", "open", 1), workload("Deployment", "shy", 1))
+    wait_until(lambda: any(ready for ready, _ in endpoints(lab, "open").values()), "an endpoint")
+    found = wait_until(lambda: get(lab, "pods", "-l", "app=shy")["items"], "a shy pod")
+    shy = found[0]["metadata"]["name"]
+    lab.wait_ready(shy)
+    address = get(lab, "service", "open")["spec"]["clusterIP"]
+    assert resolve(lab, "open.default.svc.cluster.local", pod=shy) == [address]
+    assert "open-" in fetch(lab, "open")
+    assert fetch(lab, "open", pod=shy) == ""
+    lab.kubectl("delete", "networkpolicy", "dns-only")
+    wait_until(lambda: "open-" in fetch(lab, "open", pod=shy), "no policy, no bounds")
+    lab.kubectl("delete", "deployment,service", "open")
+    lab.kubectl("delete", "deployment", "shy")
