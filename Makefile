@@ -18,8 +18,9 @@ test: check
 unit: setup
 	$(BIN)/pytest tests/unit tests/property
 
-# Long: the chaos run that writes docs/reliability.md.
+# Long: 10,000 CNI commands with crashes, and the chaos run that writes docs/reliability.md.
 soak: setup
+	SOAK_STEPS=10000 $(BIN)/pytest --timeout=3000 tests/kernel/test_cni_crashes.py
 	$(BIN)/python -m bench.chaos --faults 500 --write
 
 bench: setup

@@ -253,6 +253,7 @@ class Pods:
         return netns_cookie
 
     def _unwire(self, attachment: Attachment) -> None:
+        self._wait_for_pass()
         try:
             self._wirer.unwire(attachment)
         finally:
@@ -261,11 +262,17 @@ class Pods:
 
     def _detach(self, attachment: Attachment, netns_fd: int | None) -> None:
         # In this order: the table also keeps a pod whose link leads to it off the node's loopback.
+        self._wait_for_pass()
         try:
             self._wirer.detach(attachment, netns_fd)
         finally:
             if attachment.port_mappings:
                 self._host_ports.withdraw(attachment)
+
+    def _wait_for_pass(self) -> None:
+        """Return when no pass is left that does not know of what is claimed."""
+        with self._registry.passing:
+            pass
 
     def _release(self, attachment: Attachment) -> None:
         self._registry.release(attachment)

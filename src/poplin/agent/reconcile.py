@@ -15,7 +15,15 @@ from typing import Final
 from poplin.agent.config import AgentConfig
 from poplin.agent.host_ports import HostPorts
 from poplin.agent.registry import Registry, Snapshot
-from poplin.agent.wiring import find_renamed, is_wired, mend_pod, open_netns_of, read_state, shaped_links
+from poplin.agent.wiring import (
+    LEAVING_GROUP,
+    find_renamed,
+    is_wired,
+    mend_pod,
+    open_netns_of,
+    read_state,
+    shaped_links,
+)
 from poplin.compile.host_ports import TABLE as HOST_PORT_TABLE
 from poplin.compile.network import Network, compile_network
 from poplin.compile.node_table import compile_node_table
@@ -137,21 +145,22 @@ class Reconciler:
             known = self._state is not None
             actual = self._read()
             network, hold = self._compile(inputs, actual)
-            snapshot = self._registry.snapshot()
-            actual = fold(actual, snapshot.news)
-            self._wirings = {a: self._wirings.get(a) or compile_pod(a) for a in snapshot.ready}
-            states = [wiring.host for wiring in self._wirings.values()]
-            states.append(network.state if network else _of_the_node(actual))
-            self.desired = unite(states)
-            if not known:
-                actual = share(actual, self.desired)
-            renewed = self._apply(self.desired, actual, snapshot, work)
+            with self._registry.passing:
+                snapshot = self._registry.snapshot()
+                actual = fold(actual, snapshot.news)
+                self._wirings = {a: self._wirings.get(a) or compile_pod(a) for a in snapshot.ready}
+                states = [wiring.host for wiring in self._wirings.values()]
+                states.append(network.state if network else _of_the_node(actual))
+                self.desired = unite(states)
+                if not known:
+                    actual = share(actual, self.desired)
+                renewed = self._apply(self.desired, actual, snapshot, work)
+                for attachment in snapshot.ready:
+                    if attachment.host_link in pods or attachment.host_link in renewed:
+                        self._mend_pod(attachment, work, young=attachment.host_link in snapshot.young)
             if network is not None:
                 self._apply_table(inputs.conf, work)
             self._apply_host_ports(work)
-            for attachment in snapshot.ready:
-                if attachment.host_link in pods or attachment.host_link in renewed:
-                    self._mend_pod(attachment, work, young=attachment.host_link in snapshot.young)
         except PoplinError as error:
             self.forget()
             return Outcome(None, error, (error, *work.failures), changes=work.changes)
@@ -346,7 +355,7 @@ def _of_the_node(actual: NetworkState) -> NetworkState:
 
     Routes without a link are the node's: the unreachable ones.
     """
-    pods = {name for name, link in actual.links.items() if link.group == POD_LINK_GROUP}
+    pods = {name for name, link in actual.links.items() if link.group in {POD_LINK_GROUP, LEAVING_GROUP}}
     kept = actual.of_links({"", *actual.links} - pods)
     return replace(kept, links={name: link for name, link in kept.links.items() if is_ours(link)})
 

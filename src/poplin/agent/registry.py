@@ -51,6 +51,9 @@ class Registry:
         self._mapped = {key: a for key, a in self._attachments.items() if a.port_mappings}
         self._pool: NodePool | None = None
         self._cidrs: tuple[IPNetwork, ...] = ()
+        # Held by a pass from its snapshot on. Who unmakes a pod waits for its end once the pod's link is claimed:
+        # else the pass would put back what is taken away.
+        self.passing = threading.Lock()
         # Shared with the thread of the reconcile pass.
         self._lock = threading.Lock()
         self._claimed = {a.host_link for a in self.unfinished()}

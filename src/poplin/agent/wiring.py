@@ -185,8 +185,7 @@ def find_renamed(attachment: Attachment, host: RouteSocket, pod: RouteSocket) ->
     if ours is None or pod.link(attachment.ifname) is not None:
         return
     for link in pod.links():
-        # One of the host link's name is being unmade (`Wirer.detach`).
-        if (ours.parent, ours.index) == (link.index, link.parent) and link.name != attachment.host_link:
+        if (ours.parent, ours.index) == (link.index, link.parent):
             # Kernels before 6.2 rename only what is down; `mend_pod` brings up what that takes away.
             pod.apply([Change(replace(link, up=False))])
             pod.rename(link.name, attachment.ifname)
