@@ -1,6 +1,7 @@
 """Every CNI command through the real stack: the compiled plugin, the agent, the kernel; alone and in a chain."""
 
 import json
+import socket
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from ipaddress import ip_address
@@ -183,16 +184,38 @@ def test_many_pods_at_once(one, node):
         node.drop(pod)
 
 
-def test_a_second_interface_collides_with_the_default_route_and_leaves_the_first_alone(one, node):
+def test_a_second_interface_leaves_the_first_as_it_is_and_serves_who_names_it(one, node):
     pod = node.add_pod()
-    before = kernel_state(pod)
-    refused = node.cni("ADD", pod, env={"CNI_IFNAME": "net1"})
-    assert refused.status == 1
-    assert "dev net1: File exists" in refused.json["msg"]
-    wait_for(lambda: kernel_state(pod) == before, "the second is undone")
-    assert node.status()["pods"] == 1
+    second = node.cni("ADD", pod, cniVersion="1.1.0", env={"CNI_IFNAME": "net1"})
+    assert second.status == 0, second.output
+    assert {route["priority"] for route in second.json["routes"]} == {10_001}
+    assert node.status()["pods"] == 2
+    addresses = {4 if "." in ip["address"] else 6: ip["address"].split("/")[0] for ip in second.json["ips"]}
+    assert not set(addresses.values()) & set(pod.addresses.values())
     for version in one.versions:
         assert probe_tcp(node, pod, version)
+        with pod.udp(version, 0, addresses[version]) as far, node.open(version, socket.SOCK_DGRAM) as near:
+            far.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b"net1")
+            near.settimeout(5)
+            far.settimeout(5)
+            near.sendto(b"there", (addresses[version], far.getsockname()[1]))
+            data, peer = far.recvfrom(64)
+            far.sendto(data, peer)
+            assert near.recvfrom(64)[1][0] == addresses[version]
+    node.quiet()
+    checked = node.cni("CHECK", pod, cniVersion="1.1.0", env={"CNI_IFNAME": "net1"}, prevResult=second.json)
+    assert checked.output == ""
+    # A third of the same name is refused, and the ones there stay.
+    refused = node.cni("ADD", pod, env={"CNI_IFNAME": "net1"})
+    assert (refused.status, "added already" in refused.json["msg"]) == (1, True)
+    assert node.cni("DEL", pod, env={"CNI_IFNAME": "net1"}).status == 0
+    wait_for(lambda: set(pod_links(pod)) == {"lo", "eth0"}, "the second goes")
+    for version in one.versions:
+        assert probe_tcp(node, pod, version)
+
+
+def pod_links(pod):
+    return [link["ifname"] for link in pod.ip("link", "show")]
 
 
 # ---- a chain, run as libcni runs it (SPEC.md, sections 3 and 4) ----

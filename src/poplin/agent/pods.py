@@ -18,7 +18,7 @@ from poplin.cni.error import CniError, ErrorCode
 from poplin.cni.protocol import Request
 from poplin.cni.result import Interface, IPConfig, Result, Route
 from poplin.compile.network import Network
-from poplin.compile.pod import DEFAULT_ROUTE, GATEWAY
+from poplin.compile.pod import DEFAULT_ROUTE, GATEWAY, default_route_metric
 from poplin.datastore.attachments import checkpoint
 from poplin.model.attachment import HOST_MAC, Attachment, AttachmentState, host_link_name, pod_mac
 from poplin.model.errors import PoplinError
@@ -310,5 +310,12 @@ def result_of(attachment: Attachment) -> Result:
             Interface(a.ifname, a.mac, a.mtu_bytes, a.netns),
         ),
         ips=tuple(IPConfig(ip_interface(ip), GATEWAY[ip.version], interface=1) for ip in a.addresses),
-        routes=tuple(Route(DEFAULT_ROUTE[ip.version], GATEWAY[ip.version]) for ip in a.addresses),
+        routes=tuple(
+            Route(
+                DEFAULT_ROUTE[ip.version],
+                GATEWAY[ip.version],
+                priority=default_route_metric(a.ifname) or None,
+            )
+            for ip in a.addresses
+        ),
     )

@@ -212,7 +212,8 @@ def mend_pod(desired: NetworkState, netns_fd: int) -> int:
     """
     pod, changes = _open_pod(desired, netns_fd)
     with pod:
-        operations = plan_network(desired, read_state(pod))
+        # A pod may have another interface of ours, which is not meant here.
+        operations = plan_network(desired, read_state(pod).of_links(desired.links))
         _raise_first(pod.apply(operations))
     return changes + len(operations)
 

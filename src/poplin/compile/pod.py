@@ -7,6 +7,7 @@ neighbour entries at both ends, in both families: no bridge, no proxy ARP, nothi
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, IPv6Interface, ip_interface, ip_network
 from typing import Final
+from zlib import crc32
 
 from poplin.compile.bandwidth import compile_bandwidth
 from poplin.model.attachment import HOST_MAC, Attachment
@@ -24,6 +25,12 @@ from poplin.model.state import NetworkState
 
 GATEWAY: Final[dict[int, IPAddress]] = {4: IPv4Address("169.254.1.1"), 6: IPv6Address("fe80::1")}
 DEFAULT_ROUTE: Final[dict[int, IPNetwork]] = {4: ip_network("0.0.0.0/0"), 6: ip_network("::/0")}
+
+FIRST_INTERFACE: Final = "eth0"
+"""What Kubernetes' runtimes call a pod's interface."""
+
+OTHERS_METRIC: Final = 10_000
+"""Above the 1024 that the kernel gives an IPv6 route without a metric."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +77,7 @@ def compile_pod(attachment: Attachment) -> Wiring:
                     gateway=GATEWAY[address.version],
                     link=pod.name,
                     onlink=True,
+                    metric=default_route_metric(pod.name),
                 )
                 for address in a.addresses
             ),
@@ -83,6 +91,17 @@ def compile_pod(attachment: Attachment) -> Wiring:
             },
         ),
     )
+
+
+def default_route_metric(ifname: str) -> int:
+    """Give the metric of the default route by an interface: the best for eth0, and one for each other.
+
+    So a pod may have several interfaces of ours, and what leaves by one that it names (SO_BINDTODEVICE) has a way.
+    """
+    if ifname == FIRST_INTERFACE:
+        return 0
+    number = ifname.lstrip("abcdefghijklmnopqrstuvwxyz")
+    return OTHERS_METRIC + (int(number) if number.isdecimal() else crc32(ifname.encode())) % OTHERS_METRIC
 
 
 def _connected_scope(address: IPAddress) -> Scope:
