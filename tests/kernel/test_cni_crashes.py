@@ -123,6 +123,7 @@ class Life:
             Network,
             attached=lambda _: None,
             look=self.reconciler.forget,
+            hear=lambda: None,
             policies=Policies(),
         )
         self.reaping = asyncio.create_task(self.pods.reap(), name="reap")
