@@ -21,8 +21,10 @@ from poplin.agent.flow_stream import flow_routes
 from poplin.agent.flows import Flows
 from poplin.cli.agent_socket import read_lines
 from poplin.compile.policy.compiler import compile_policy
+from poplin.compile.policy.denial import NFLOG_GROUP
 from poplin.compile.policy.flow import allowed_flow, first_packet, logged_flow
 from poplin.compile.policy.world import build_world
+from poplin.dataplane.nflog import NflogSocket
 from poplin.dataplane.nftables.socket import NftSocket
 from poplin.datastore.offline import to_policy_state
 from poplin.model.errors import PoplinError
@@ -115,7 +117,7 @@ async def serve(directory, ready, stopping):
     endpoints = Endpoints(lambda: None, lambda: None, lambda: None, flow_routes(flows))
     await endpoints.open(directory / "agent.sock", "")
     # The task has opened its socket by now: the server's start has waited.
-    assert flows.problem is None
+    assert flows.problems == []
     ready()
     while not stopping.is_set():  # noqa: ASYNC110  - another thread's event
         await asyncio.sleep(0.01)
@@ -195,3 +197,29 @@ def test_followers_hear_both_as_they_come(world, served):
 def test_nonsense_is_refused(served):
     with pytest.raises(PoplinError, match="the agent refuses"):
         read(served, "verdict=maybe")
+
+
+async def test_a_group_that_another_reads_is_a_problem_until_it_is_free(world, monkeypatch):
+    monkeypatch.setattr("poplin.agent.flows.RETRY_S", 0.01)
+
+    async def describe(seen, time_s):
+        return [logged_flow(one, time_s, FlowEnd) for one in seen]
+
+    flows = Flows(describe)
+    with world.node.entered():
+        other = NflogSocket(NFLOG_GROUP, lambda _: None)
+        running = asyncio.create_task(flows.run())
+        await asyncio.sleep(0.05)
+        (problem,) = flows.problems
+        assert "denied packets are not seen: nflog group 112" in problem
+        other.close()
+        await asyncio.sleep(0.05)
+        assert flows.problems == []
+        knock(world, 4, 81)
+        async with asyncio.timeout(10):
+            while not flows.recent():  # noqa: ASYNC110  - what the kernel tells has no event here
+                await asyncio.sleep(0.01)
+        running.cancel()
+        with suppress(asyncio.CancelledError):
+            await running
+    world.close_sockets()

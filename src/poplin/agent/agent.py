@@ -119,10 +119,11 @@ class Agent:
             )
             ours = reconciler.nft_ports | host_ports.ports | self._policies.ports | service_rules.ports
             tables = stack.enter_context(NftMonitor(ignored_ports=ours))
-            flows = Flows(self._policies.describe)
-            endpoints = Endpoints(self.report, self._run_audit, self._list_services, flow_routes(flows))
+            self._flows = Flows(self._policies.describe)
+            routes = flow_routes(self._flows)
+            endpoints = Endpoints(self.report, self._run_audit, self._list_services, routes)
             stack.push_async_callback(endpoints.close)
-            stack.callback(flows.close)
+            stack.callback(self._flows.close)
             await endpoints.open(config.status_socket, config.health_address)
             await pods.settle()
             server = CniServer(pods)
@@ -139,7 +140,7 @@ class Agent:
                 tasks.create_task(pods.reap(), name="destruction of links")
                 tasks.create_task(self._publisher.run(), name="publisher")
                 tasks.create_task(self._policies.run(), name="policy")
-                tasks.create_task(flows.run(), name="flows")
+                tasks.create_task(self._flows.run(), name="flows")
                 tasks.create_task(events.run(), name="events about policies")
                 tasks.create_task(self._loop.run(), name="reconcile loop")
                 if self._services is not None:
@@ -171,7 +172,10 @@ class Agent:
             problems=tuple(
                 sorted(
                     self._told.union(
-                        unreadable, self._policies.problems, services.problems if services else ()
+                        unreadable,
+                        self._policies.problems,
+                        self._flows.problems,
+                        services.problems if services else (),
                     )
                 )
             ),

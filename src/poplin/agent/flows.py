@@ -87,7 +87,12 @@ class Flows:
         self._overruns = 0
         self._untold = 0
         self._closed = False
-        self.problem: KernelError | None = None
+        self._problem: KernelError | None = None
+
+    @property
+    def problems(self) -> list[str]:
+        """Why denials are not seen, where they are not. They are denied all the same."""
+        return [f"denied packets are not seen: {self._problem}"] if self._problem else []
 
     async def run(self) -> None:
         """Take denials in for ever."""
@@ -114,12 +119,12 @@ class Flows:
             try:
                 nflog = NflogSocket(NFLOG_GROUP, self.see)
             except KernelError as error:
-                if self.problem is None:
+                if self._problem is None:
                     log.warning("denied packets are not seen", extra={"problem": str(error)})
-                self.problem = error
+                self._problem = error
                 await asyncio.sleep(RETRY_S)
                 continue
-            self.problem = None
+            self._problem = None
             with closing(nflog):
                 await self._count_losses(nflog)
 
