@@ -19,7 +19,7 @@ metadata: {name: two, labels: {team: two}}
 apiVersion: v1
 kind: Pod
 metadata: {name: a, namespace: one, labels: {app: a}}
-spec: {terminationGracePeriodSeconds: 0, containers: [{name: main, image: x, ports: [{containerPort: 80}, {containerPort: 80, protocol: UDP}]}]}
+spec: {terminationGracePeriodSeconds: 0, containers: [{name: main, image: x, ports: [{name: http, containerPort: 80}, {containerPort: 80, protocol: UDP}]}]}
 ---
 apiVersion: v1
 kind: Pod
@@ -171,3 +171,30 @@ def flows(lab, node, *arguments):
         check=True,
     )
     return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+RECREATED = """
+cases:
+  - name: 1 a pod of the same name
+    steps:
+      - delete: [pod one/a]
+        expect: {"TCP 80": "* ."}
+      - apply:
+          - apiVersion: v1
+            kind: Pod
+            metadata: {name: a, namespace: one}
+            spec: {terminationGracePeriodSeconds: 0, containers: [{name: main, image: x, ports: [{containerPort: 80}]}]}
+        expect: {"TCP 80": "* . ."}
+  - name: 2 the pod of the world
+    steps:
+      - apply: [{policy: one/web, spec: {podSelector: {matchLabels: {app: a}}, ingress: [{ports: [{port: http}]}]}}]
+        expect: {"TCP 80": "* . .", "UDP 80": "* X ."}
+"""
+
+
+def test_each_case_begins_with_the_same_world(lab, tmp_path):
+    (tmp_path / "world.yaml").write_text(WORLD)
+    (tmp_path / "again.yaml").write_text(RECREATED)
+    done = run(lab, "-f", str(tmp_path))
+    assert [case["faults"] for case in json.loads(done.stdout)] == [[], []]
+    assert done.returncode == 0

@@ -149,9 +149,11 @@ def _print_cases(console: Console, reports: Sequence[CaseReport]) -> None:
         if len(faults) > FAULTS_SHOWN:
             console.print(f"    and {len(faults) - FAULTS_SHOWN} more")
     held = sum(report.held for report in reports)
-    late = sum(report.packets.late for report in reports if report.packets)
+    packets = [report.packets for report in reports if report.packets]
+    late, policy_late = sum(one.late for one in packets), sum(one.policy_late for one in packets)
+    again = f"; {late} steps only when asked again, {policy_late} of them as policy came late" if late else ""
     colour = "green" if held == len(reports) else "red"
-    console.print(f"[{colour}]{held} of {len(reports)} cases hold[/], {late} steps only when asked again")
+    console.print(f"[{colour}]{held} of {len(reports)} cases hold[/]{again}")
 
 
 def _describe_case(report: CaseReport, versions: Sequence[int]) -> dict[str, Any]:
@@ -164,6 +166,7 @@ def _describe_case(report: CaseReport, versions: Sequence[int]) -> dict[str, Any
         "packets": {f"IPv{v}": packets.holds(v) for v in versions} if packets else None,
         "probes": packets.probes if packets else 0,
         "askedAgain": packets.late if packets else 0,
+        "policyLate": packets.policy_late if packets else 0,
         "faults": report.faults(),
     }
 

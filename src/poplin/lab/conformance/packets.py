@@ -60,12 +60,17 @@ class Fault:
 
 @dataclass(slots=True)
 class PacketResult:
-    """A case's outcome. `probes` counts those of the last tries, `late` the steps that were asked again."""
+    """A case's outcome. `probes` counts those of the last tries, `late` the steps that held when asked again.
+
+    `policy_late` are those of them in which something that shall be denied was allowed at first. A busy machine loses
+    answers, and makes none: so there policy was not yet in force after SETTLE_S.
+    """
 
     case: Case
     faults: list[Fault] = field(default_factory=list)
     probes: int = 0
     late: int = 0
+    policy_late: int = 0
 
     def holds(self, version: int) -> bool:
         return not any(fault.version == version for fault in self.faults)
@@ -108,12 +113,13 @@ class PacketRunner:
 
     async def _compare(self, place: int, tables: Mapping[Question, Table], result: PacketResult) -> None:
         await asyncio.sleep(SETTLE_S)
+        first: list[Fault] = []
         for tried in range(TRIES):
             cells = list(self._cells(tables))
             # Those that shall stay silent cost nothing but the wait: all of them at once, after the others.
             silent = [cell for cell in cells if not tables[cell[0]][cell[1]]]
             others = [cell for cell in cells if tables[cell[0]][cell[1]]]
-            faults = []
+            faults: list[Fault] = []
             for some, concurrency in ((others, CONCURRENCY), (silent, len(silent))):
                 results = await probe_all(
                     [probe for _, _, probe in some],
@@ -127,7 +133,9 @@ class PacketRunner:
                         faults.append(Fault(place, question, version, pair, expected, said))
             if not faults:
                 result.late += tried > 0
+                result.policy_late += any(not fault.expected for fault in first)
                 break
+            first = first or faults
             await asyncio.sleep(AGAIN_S)
         result.probes += len(cells)
         result.faults += faults
@@ -170,6 +178,13 @@ class PacketRunner:
 
     async def _become(self, objects: Objects, where: str = "the world") -> None:
         """Make the cluster hold these objects, and no others of ours."""
+        other = {
+            key for key, one in self._present.items() if key[0] == "Pod" and _is_other(one, objects.get(key))
+        }
+        if other:
+            # A pod's spec does not change: it goes before the one of its name comes.
+            lasting = {key: one for key, one in objects.items() if key not in other and key[0] in STANDING}
+            await self._become(lasting, where)
         before = self._present
         standing = {key for key in objects if key[0] in STANDING}
         if standing != {key for key in before if key[0] in STANDING}:
@@ -238,6 +253,10 @@ class PacketRunner:
                 wrong = sorted(lingering | wanted - members.keys())
                 raise TemporaryError(f"pods neither come nor go: {', '.join(wrong)}", where=where)
             await asyncio.sleep(POLL_S)
+
+
+def _is_other(present: Json, wanted: Json | None) -> bool:
+    return wanted is not None and present["spec"] != wanted["spec"]
 
 
 def _fit(objects: Objects, nodes: Sequence[str]) -> Objects:
