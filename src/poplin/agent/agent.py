@@ -1,6 +1,7 @@
 """The agent: its watches, the reconcile loop, the CNI server and what it says of itself, on one event loop."""
 
 import asyncio
+import gc
 import logging
 import os
 from contextlib import AsyncExitStack, aclosing
@@ -287,7 +288,11 @@ class Agent:
                 self._loop.suspect()
 
     async def _tidy(self, pods: Pods) -> None:
+        await asyncio.sleep(self._config.audit_s)
+        # A cluster's objects are here by now. To go through those of 150,000 pods time and again for cycles would
+        # stop everything for half a second each time. Once only: what is frozen and becomes a cycle is lost.
+        gc.freeze()
         while True:
-            await asyncio.sleep(self._config.audit_s)
             await pods.tidy()
             await self._policies.audit()
+            await asyncio.sleep(self._config.audit_s)
