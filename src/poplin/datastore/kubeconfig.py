@@ -5,7 +5,6 @@ Source: Kubernetes documentation, "Organizing Cluster Access Using kubeconfig Fi
 """
 
 import base64
-import binascii
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -346,7 +345,7 @@ def _pem(part: Cluster | User, key: str, path: Path, where: str) -> bytes | Path
         return path.parent / name if name else None
     try:
         pem = base64.b64decode(data, validate=True)
-    except binascii.Error as error:
+    except ValueError as error:  # binascii.Error is one; so is what a letter beyond ASCII raises
         raise KubeconfigError(
             f"{key}-data: {error}", where=where, remedy="give the PEM text in one line of base64"
         ) from None

@@ -160,6 +160,7 @@ def exec_user(**keys):
         (changed(cluster={"server": "192.0.2.1:6443"}), "is not a URL"),
         (changed(cluster={"proxy-url": "socks5://x:1"}), "proxy-url: 'socks5://x:1' is not an HTTP proxy"),
         (changed(cluster={"certificate-authority-data": "%"}), "certificate-authority-data: "),
+        (changed(cluster={"certificate-authority-data": "\x80"}), "certificate-authority-data: "),
         (changed(cluster={"certificate-authority-data": "aGk="}), "no PEM text inside the base64"),
         (
             changed(cluster={"certificate-authority-data": PEM_DATA, "insecure-skip-tls-verify": True}),
