@@ -88,6 +88,8 @@ def measure(side: Side, version: int, way: str, rate_mbit_s: int) -> float:
         command = ("iperf3", "-c", NODE[version], "-t", str(SECONDS), "-O", "1", "-J")
         report = json.loads(run_in(pod_fd, *command, *(("-R",) if way == "ingress" else ())))
         side.call("DEL", netns, rate_mbit_s * 10**6)
+        if "sum_received" not in report["end"]:
+            raise RuntimeError(f"iperf3: {report.get('error', 'measured nothing')}")
         return float(report["end"]["sum_received"]["bits_per_second"]) / 10**6
     finally:
         os.close(pod_fd)
