@@ -25,6 +25,7 @@ TITLES = {
     "nftables": "nftables: transactions, and what a rule costs a packet",
     "flows": "A flood of denied packets, and the agent's event loop",
     "services": "Services: first packet, loading, changes, throughput",
+    "policy": "NetworkPolicy: first packets, changes, calculation",
     "bandwidth": "Bandwidth limits, beside Go's plugin",
     "scale": "The agent in simulated clusters of 100, 500 and 5,000 nodes",
     "chaos": "Random faults: repair times, and restarts under traffic",

@@ -1,6 +1,7 @@
 """Policy on the event loop: the watches it depends on, the thread that enforces it, and who waits for it."""
 
 import asyncio
+import gc
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -58,6 +59,7 @@ class Policies:
         self._in_sync = asyncio.Event()
         self._sweep_due = False
         self._failed_in_a_row = 0
+        self._written_once = False
         self.failure: PoplinError | None = None
         self.ports = self._enforcer.ports
 
@@ -217,9 +219,18 @@ class Policies:
             pass
 
     def _write(self, changes: list[Change]) -> Written:
-        for change in changes:
-            change(self._enforcer)
-        return self._enforcer.write()
+        """The first time brings the whole cluster: what stays is not looked through for garbage, then or later."""
+        first, self._written_once = not self._written_once, True
+        if first:
+            gc.disable()
+        try:
+            for change in changes:
+                change(self._enforcer)
+            return self._enforcer.write()
+        finally:
+            if first:
+                gc.freeze()
+                gc.enable()
 
     def _tell(self, written: Written) -> None:
         if self.failure is not None:

@@ -110,12 +110,16 @@ class KubernetesSource:
     async def annotate_pod(
         self, namespace: str, name: str, annotations: Mapping[str, str], *, uid: str = ""
     ) -> None:
-        """See `Source.annotate_pod`. The uid is a precondition: the server answers 409 for another pod."""
+        """See `Source.annotate_pod`: a patch of pods/status, which takes annotations as well.
+
+        The uid is a precondition: the server answers 409 for another pod.
+        """
         metadata: dict[str, Any] = {"annotations": dict(annotations)}
         if uid:
             metadata["uid"] = uid
         try:
-            await self.merge(PODS, name, {"metadata": metadata}, namespace=namespace)
+            patch = {"metadata": metadata}
+            await self.merge(PODS, name, patch, namespace=namespace, subresource="status")
         except RefusedError as error:
             if error.status not in {404, 409}:
                 raise

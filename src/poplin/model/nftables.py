@@ -10,9 +10,10 @@ network order, marks, indexes, states and kernel enumerations in the machine's (
 """
 
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import IntEnum, IntFlag, StrEnum
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, Self
 
 
 def host32(number: int) -> bytes:
@@ -490,6 +491,34 @@ class Element(NamedTuple):
     key: bytes | None
     data: bytes | Verdict | None = None
     last: bytes | None = None
+
+
+class Successor(frozenset[Element]):
+    """Elements that know what they differ in from those before them, so that a plan need not compare them all."""
+
+    __slots__ = ("before", "gone", "mark", "new")
+    mark: object
+    before: object
+    gone: frozenset[Element]
+    new: frozenset[Element]
+
+    def __new__(
+        cls,
+        elements: Iterable[Element],
+        before: "Successor | None" = None,
+        gone: frozenset[Element] = frozenset(),
+        new: frozenset[Element] = frozenset(),
+    ) -> Self:
+        self = super().__new__(cls, elements)
+        # A mark in place of what went before: that would hold on to all before it.
+        self.mark = object()
+        self.before = before.mark if before is not None else None
+        self.gone, self.new = gone, new
+        return self
+
+    def follows(self, elements: frozenset[Element]) -> bool:
+        """Whether these are the ones before, which `gone` and `new` are about."""
+        return isinstance(elements, Successor) and elements.mark is self.before
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,7 @@ from poplin.model.nftables import (
     Lookup,
     Rule,
     Set,
+    Successor,
     Table,
     TableKey,
     Verdict,
@@ -202,7 +203,7 @@ def _remade_chain(chain: Chain, old: Chain | None) -> bool:
 
 
 def _remade_set(one: Set, old: Set | None) -> bool:
-    return old is not None and replace(one, elements=old.elements) != old
+    return old is not None and one is not old and replace(one, elements=old.elements) != old
 
 
 def _refers(chain: Chain, chains: set[str], sets: set[str]) -> bool:
@@ -222,9 +223,11 @@ def _moved_elements(
     one: Set, old: Set, stale_chains: set[str]
 ) -> tuple[frozenset[Element], frozenset[Element]]:
     """Elements to delete and to add. One that leads to a chain made anew is both."""
-    if (
-        one.elements is old.elements or one.elements == old.elements
-    ):  # once over, where two differences are twice
+    if one.elements is old.elements:
+        gone = new = frozenset[Element]()
+    elif isinstance(one.elements, Successor) and one.elements.follows(old.elements):
+        gone, new = one.elements.gone, one.elements.new
+    elif one.elements == old.elements:  # once over, where two differences are twice
         gone = new = frozenset[Element]()
     else:
         gone, new = old.elements - one.elements, one.elements - old.elements

@@ -48,4 +48,5 @@ def test_what_the_agent_watches_may_be_watched(group, resource):
 
 def test_what_the_agent_writes_may_be_written():
     assert "patch" in verbs("", "nodes/status")
+    assert "patch" in verbs("", "pods/status")
     assert verbs("", "events") == {"create", "patch"}

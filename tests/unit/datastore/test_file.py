@@ -13,7 +13,7 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from poplin.datastore.core import CONFIG_MAPS, NODES, PODS
+from poplin.datastore.core import CONFIG_MAPS, NODES, POD_IPS, PODS
 from poplin.datastore.file import FileSource, matches_fields
 from poplin.datastore.source import Deleted, Put, Rejected, Replaced, Unavailable
 from poplin.model.cluster import ConditionStatus, NodeCondition, ObjectReference
@@ -227,6 +227,26 @@ async def test_patch_node_writes_annotations_and_conditions(path):
     value = await source.get(NODES, "worker-1")
     assert value.network_unavailable is ConditionStatus.FALSE
     assert sorted(entry.name for entry in path.parent.iterdir()) == [".state.yaml.lock", "state.yaml"]
+
+
+async def test_annotate_pod(path):
+    write(path, [pod("a"), pod("b")])
+    source = FileSource(path)
+    await source.annotate_pod("default", "b", {POD_IPS: "10.244.1.2,fd00::2"})
+    found = await source.get(PODS, "b", namespace="default")
+    assert (found.announced, [str(one) for one in found.addresses]) == (True, ["10.244.1.2", "fd00::2"])
+    await source.annotate_pod("default", "gone", {"x": "y"})
+    inode = path.stat().st_ino
+    await source.annotate_pod("default", "b", {POD_IPS: "10.244.1.2,fd00::2"})
+    assert path.stat().st_ino == inode
+
+
+async def test_a_status_goes_before_an_announcement(path):
+    one = pod("a")
+    one["metadata"]["annotations"] = {POD_IPS: "10.244.1.9"}
+    write(path, [one | {"status": {"podIP": "10.244.1.2"}}])
+    found = await FileSource(path).get(PODS, "a", namespace="default")
+    assert (found.announced, [str(one) for one in found.addresses]) == (False, ["10.244.1.2"])
 
 
 async def test_patch_that_changes_nothing_writes_nothing(path):

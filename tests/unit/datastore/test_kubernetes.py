@@ -37,6 +37,21 @@ async def source(api):
         yield it
 
 
+async def test_annotate_pod_is_a_merge_of_its_status_under_its_uid(api, source):
+    await source.annotate_pod("shop", "web", {"a": "1"}, uid="u1")
+    ((method, path, content_type, body),) = api.bodies
+    assert (method, path) == ("PATCH", "/api/v1/namespaces/shop/pods/web/status")
+    assert content_type == "application/merge-patch+json"
+    assert body == {"metadata": {"annotations": {"a": "1"}, "uid": "u1"}}
+
+
+@pytest.mark.parametrize(("code", "reason"), [(404, "NotFound"), (409, "Conflict")])
+async def test_annotate_pod_of_one_that_is_gone_is_success(api, source, code, reason):
+    api.failures["write"].append(Failure(code, reason))
+    await source.annotate_pod("shop", "web", {"a": "1"}, uid="u1")
+    assert api.bodies == []
+
+
 async def test_patch_node_is_a_strategic_merge_of_its_status(api, source):
     await source.patch_node("worker-1", {"a": "1", "b": None}, [UP])
     ((method, path, content_type, body),) = api.bodies

@@ -19,6 +19,7 @@ from poplin.model.nftables import (
     Lookup,
     Rule,
     Set,
+    Successor,
     Table,
     Verdict,
     jump,
@@ -227,3 +228,21 @@ def test_what_changes_a_table_is_one_transaction():
     operations = plan_table(swap(TABLE, one=replace(KNOWN, elements=elements)), TABLE)
     assert list(split_load(operations)) == [operations]
     assert list(split_load(())) == [()]
+
+
+def test_elements_that_know_what_came_before_are_planned_without_comparing():
+    old = Successor([Element(b"a"), Element(b"b")])
+    new = Successor(
+        [Element(b"b"), Element(b"c")], old, frozenset({Element(b"a")}), frozenset({Element(b"c")})
+    )
+    before, after = (Table("t", sets=(Set("s", (KeyType.MARK,), elements=some),)) for some in (old, new))
+    assert new == frozenset(new)
+    assert [(type(one), one.elements) for one in plan_table(after, before)] == [
+        (DeleteElements, {Element(b"a")}),
+        (AddElements, {Element(b"c")}),
+    ]
+    # What it says is about those before it and no others.
+    read = replace(
+        before, sets=(replace(before.sets[0], elements=frozenset({Element(b"c"), Element(b"d")})),)
+    )
+    assert [one.elements for one in plan_table(after, read)] == [{Element(b"d")}, {Element(b"b")}]

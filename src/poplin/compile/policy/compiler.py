@@ -107,9 +107,9 @@ class PolicyCompiler:
         self._members: dict[str, Growing] = {}  # of sets of peers and of named ports
         self._named: frozenset[NamedPort] = frozenset()
         self._fixed: dict[str, Set] = {}
-        self._known = {version: Growing([table.UNKNOWN_ADDRESS]) for version in (4, 6)}
+        self._known = {version: table.identity_set(version) for version in (4, 6)}
         self._elements: dict[IPAddress, Element] = {}
-        self._maps = {direction: Growing([pods]) for direction, pods in table.UNKNOWN_PODS.items()}
+        self._maps = {direction: table.chain_map(direction) for direction in Direction}
         # What `table` has yet to look at.
         self._dirty: set[CohortKey] = set()
         self._addresses: set[IPAddress] = set()
@@ -323,7 +323,7 @@ class PolicyCompiler:
                 self._uses.setdefault(one.text, set()).add(name)
         wanted = [*peers, *map(named_set, named)]
         unfilled = [name for name in wanted if name not in self._members]
-        self._members = {name: self._members.get(name) or Growing() for name in wanted}
+        self._members = {name: self._members.get(name) or table.member_set(name) for name in wanted}
         return unfilled
 
     def _look_up_peers(self, selectors: dict[str, Selector]) -> None:
@@ -410,12 +410,8 @@ class PolicyCompiler:
 
     def _assemble(self) -> Table:
         chains = [chain for _, rendered in self._chains.values() for chain in rendered.chains]
-        sets = [
-            *(table.identity_set(version, known) for version, known in self._known.items()),
-            *(table.chain_map(direction, known) for direction, known in self._maps.items()),
-            *(table.member_set(name, members) for name, members in self._members.items()),
-            *self._fixed.values(),
-        ]
+        growing = (*self._known.values(), *self._maps.values(), *self._members.values())
+        sets = [*(one.whole() for one in growing), *self._fixed.values()]
         return table.compile_table(chains, sets)
 
 

@@ -10,6 +10,7 @@ after both ends of a connection between two of them.
 """
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Final
 
 from poplin.compile.nft_rule import (
@@ -50,6 +51,7 @@ from poplin.model.nftables import (
     Range,
     Rule,
     Set,
+    Successor,
     Table,
     host32,
     jump,
@@ -67,30 +69,44 @@ CHAIN_MAPS: Final = {Direction.INGRESS: "ingress-chains", Direction.EGRESS: "egr
 """The verdict maps that lead from an identity of this node to its chain."""
 
 UNKNOWN_CHAINS: Final = {direction: f"unknown-{direction}" for direction in Direction}
-"""For a pod of this node that nobody has told us of: it is closed."""
-
 UNKNOWN_COMMENT: Final = "a pod of this node whose labels are not known yet"
 
 
 class Growing:
-    """Elements that come and go, and a frozen copy that stays the same object while nothing does."""
+    """A set whose elements come and go. What it gives stays the same object while they do not."""
 
-    def __init__(self, elements: Iterable[Element] = ()) -> None:
+    def __init__(self, empty: Set, elements: Iterable[Element] = ()) -> None:
         self._elements = set(elements)
-        self._frozen: frozenset[Element] | None = None
+        self._given = Successor(elements)
+        self._set = replace(empty, elements=self._given)
+        self._gone: set[Element] = set()
+        self._new: set[Element] = set()
 
     def add(self, element: Element) -> None:
-        self._elements.add(element)
-        self._frozen = None
+        if element not in self._elements:
+            self._elements.add(element)
+            _undo_or_note(element, self._gone, self._new)
 
     def discard(self, element: Element) -> None:
-        self._elements.discard(element)
-        self._frozen = None
+        if element in self._elements:
+            self._elements.discard(element)
+            _undo_or_note(element, self._new, self._gone)
 
-    def frozen(self) -> frozenset[Element]:
-        if self._frozen is None:
-            self._frozen = frozenset(self._elements)
-        return self._frozen
+    def whole(self) -> Set:
+        if self._gone or self._new:
+            gone, new = frozenset(self._gone), frozenset(self._new)
+            self._given = Successor(self._elements, self._given, gone, new)
+            self._set = replace(self._set, elements=self._given)
+            self._gone.clear()
+            self._new.clear()
+        return self._set
+
+
+def _undo_or_note(element: Element, opposite: set[Element], noted: set[Element]) -> None:
+    if element in opposite:
+        opposite.discard(element)
+    else:
+        noted.add(element)
 
 
 def identity_element(address: IPAddress, value: bytes) -> Element:
@@ -110,29 +126,26 @@ def chain_element(number: int, chain: str) -> Element:
     return Element(host32(number), jump(chain))
 
 
-def identity_set(version: int, known: Growing) -> Set:
-    """Every address but those that are known is UNKNOWN's; `known` has that element too."""
-    net = IPV4 if version == 4 else IPV6
-    return Set(identity_map(version), (net.address,), NUMBER, elements=known.frozen())
-
-
-def member_set(name: str, members: Growing) -> Set:
-    """A set of identities, or of identities and ports where its name is a named port's."""
-    named = name.startswith(NAMED_PREFIX)
-    key = (KeyType.MARK, KeyType.INET_SERVICE) if named else (KeyType.MARK,)
-    return Set(name, key, elements=members.frozen())
-
-
-def chain_map(direction: Direction, chains: Growing) -> Set:
-    return Set(CHAIN_MAPS[direction], (KeyType.MARK,), (KeyType.VERDICT,), elements=chains.frozen())
-
-
 UNKNOWN_ADDRESS: Final = Element(None, encode_number(UNKNOWN))
 IDENTITY_MAPS: Final = frozenset({identity_map(4), identity_map(6)})
 
-UNKNOWN_PODS: Final = {
-    direction: chain_element(UNKNOWN, chain) for direction, chain in UNKNOWN_CHAINS.items()
-}
+
+def identity_set(version: int) -> Growing:
+    """Every address but those that it is told of is UNKNOWN's."""
+    net = IPV4 if version == 4 else IPV6
+    return Growing(Set(identity_map(version), (net.address,), NUMBER), [UNKNOWN_ADDRESS])
+
+
+def member_set(name: str) -> Growing:
+    """A set of identities, or of identities and ports where its name is a named port's."""
+    named = name.startswith(NAMED_PREFIX)
+    return Growing(Set(name, (KeyType.MARK, KeyType.INET_SERVICE) if named else (KeyType.MARK,)))
+
+
+def chain_map(direction: Direction) -> Growing:
+    """Pods of this node that nobody has told us of have a chain that closes them."""
+    empty = Set(CHAIN_MAPS[direction], (KeyType.MARK,), (KeyType.VERDICT,))
+    return Growing(empty, [chain_element(UNKNOWN, UNKNOWN_CHAINS[direction])])
 
 
 def compile_table(chains: Iterable[Chain], sets: Iterable[Set]) -> Table:
