@@ -30,7 +30,7 @@ from poplin.apiserver.lifecycle import Hook, Lifecycle
 from poplin.apiserver.options import Options
 from poplin.apiserver.podadmission import PodAdmission
 from poplin.apiserver.podrules import SYSTEM_PRIORITIES
-from poplin.apiserver.request import Call, parse_path
+from poplin.apiserver.request import Call, Target, parse_path
 from poplin.apiserver.resource import Registry
 from poplin.apiserver.rest import Rest, respond
 from poplin.apiserver.status import StatusError
@@ -147,13 +147,21 @@ class ApiServer:
             return self._answer_plain(request, path)
         resource = self.registry.find(target.group, target.version, target.plural)
         if resource is None:
-            raise status.no_such_path()
+            raise status.no_such_path(self._name_versions(target))
         call = Call(request, user, resource, target)
         if target.subresource:
             return await self.subresources.handle(call)
         if resource.verbs == ("create",):
             return await review.answer_review(call, self.authenticator)
         return await self._rest.handle(call)
+
+    def _name_versions(self, target: Target) -> str:
+        """Where the type is that somebody asks for in a version that is not served, "" where there is none."""
+        versions = self.registry.groups().get(target.group, {})
+        served = [version for version in versions if self.registry.find(target.group, version, target.plural)]
+        if not served:
+            return ""
+        return f": {status.qualify(target.plural, target.group)} are served as {', '.join(served)}, not {target.version}"
 
     def _answer_plain(self, request: web.BaseRequest, path: str) -> web.Response:
         """Health, version, discovery and OpenAPI."""

@@ -64,8 +64,8 @@ def not_found(plural: str, group: str, name: str) -> StatusError:
     return StatusError(404, "NotFound", message, details(plural, group, name))
 
 
-def no_such_path() -> StatusError:
-    return StatusError(404, "NotFound", "the server could not find the requested resource", {})
+def no_such_path(more: str = "") -> StatusError:
+    return StatusError(404, "NotFound", f"the server could not find the requested resource{more}", {})
 
 
 def already_exists(plural: str, group: str, name: str) -> StatusError:

@@ -51,9 +51,12 @@ class Subresources:
             raise status.no_such_path()
         handler = self.handlers.get((resource.plural, name))
         if handler is None:
-            raise status.StatusError(
-                501, "NotImplemented", f"{resource.plural}/{name} needs a kubelet, and none serves it here"
+            why = (
+                "is not served: use port-forward"
+                if name == "proxy"
+                else "needs a kubelet, and none serves it here"
             )
+            raise status.StatusError(501, "NotImplemented", f"{resource.plural}/{name} {why}")
         return await handler(call)
 
     async def _write_part(self, call: Call) -> web.StreamResponse:

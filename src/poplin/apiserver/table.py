@@ -40,11 +40,15 @@ def _cell(column: Column, document: Object) -> Any:
     if column.type == "date" and resource_column(column):
         return value and format_age(value)
     if value is None:
-        # Custom resources show nothing where there is nothing; built-in integers are zero.
-        return None if resource_column(column) else 0 if column.type == "integer" else NONE
+        # Custom resources show nothing where there is nothing.
+        return None if resource_column(column) else ABSENT.get(column.type, NONE)
     if column.type == "string" and not isinstance(value, str):
         return str(value).lower() if isinstance(value, bool) else str(value)
     return value
+
+
+ABSENT: Final[Mapping[str, Any]] = {"integer": 0, "boolean": False}
+"""What built-in columns show where there is nothing."""
 
 
 def resource_column(column: Column) -> bool:

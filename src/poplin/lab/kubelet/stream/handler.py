@@ -48,6 +48,7 @@ class StreamHandler:
         handlers["pods", "exec"] = self.execute
         handlers["pods", "attach"] = self.attach
         handlers["pods", "portforward"] = self.forward
+        handlers["pods", "ephemeralcontainers"] = refuse_ephemeral
 
     async def log(self, call: Call) -> web.StreamResponse:
         """GET pods/log: text, as it comes."""
@@ -161,6 +162,13 @@ class StreamHandler:
             node = f"pod {call.target.name} is on a node that this lab's kubelet does not run"
             raise StatusError(501, "NotImplemented", f"{node}; its streams are not served here")
         return worker, container
+
+
+async def refuse_ephemeral(call: Call) -> web.StreamResponse:
+    """`kubectl debug` would wait for ever for a container that nobody starts."""
+    del call
+    remedy = "use kubectl exec, or kubectl debug --copy-to"
+    raise StatusError(501, "NotImplemented", f"this lab's kubelet runs no ephemeral containers: {remedy}")
 
 
 async def _messages(socket: web.WebSocketResponse) -> AsyncIterator[bytes]:
