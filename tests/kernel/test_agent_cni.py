@@ -87,6 +87,13 @@ def test_check_is_content_with_what_stands_and_names_what_does_not(one, node, ve
     assert "missing: " in failed.json["details"]
     node.get("/audit", "POST")
     assert check().output == ""
+    wrong = {4: "10.244.1.99/32", 6: "fd00:10:244:1::99/128"}
+    [first, *others] = pod.result["ips"]
+    told = pod.result | {"ips": [first | {"address": wrong[one.versions[0]]}, *others]}
+    refused = node.cni("CHECK", pod, cniVersion=version, prevResult=told)
+    assert (refused.status, refused.json["code"]) == (1, 100)
+    assert f"not in prevResult: {pod.addresses[one.versions[0]]}" in refused.json["details"]
+    assert f"only in prevResult: {wrong[one.versions[0]].split('/')[0]}" in refused.json["details"]
     stranger = node.new_pod()
     unknown = node.cni("CHECK", stranger, cniVersion=version, prevResult=pod.result)
     assert (unknown.status, unknown.json["code"]) == (1, 3)

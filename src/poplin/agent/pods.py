@@ -144,6 +144,7 @@ class Pods:
         found = await self._in_thread(
             lambda: [*differences(attachment, netns_fd), *self._host_ports.missing(attachment)]
         )
+        found += contradictions(attachment, request.previous_result)
         if found:
             raise CniError(ErrorCode.FAILED, f"{request.ifname} is not as it was made", "; ".join(found))
 
@@ -299,6 +300,23 @@ class Pods:
 
     def _end(self, _future: asyncio.Future[T]) -> None:
         self._at_work -= 1
+
+
+def contradictions(attachment: Attachment, previous: Result | None) -> list[str]:
+    """Name what a chain's result says of the attachment's interface and the attachment does not, addresses both ways.
+
+    A MAC or an MTU may be another plugin's, and is looked for nowhere.
+    """
+    if previous is None:
+        return []
+    ours = {i for i, one in enumerate(previous.interfaces) if one.sandbox and one.name == attachment.ifname}
+    if not ours:
+        return [f"not in prevResult: interface {attachment.ifname}"]
+    said = {ip.address.ip for ip in previous.ips if ip.interface in ours}
+    return [
+        *(f"not in prevResult: {address}" for address in attachment.addresses if address not in said),
+        *(f"only in prevResult: {address}" for address in sorted(said - set(attachment.addresses), key=str)),
+    ]
 
 
 def result_of(attachment: Attachment) -> Result:
