@@ -36,7 +36,7 @@ BACKWARDS = {
 def lab():
     name = unique_name()
     try:
-        poplin("up", "--nodes", "2", "--name", name)
+        poplin("up", "--nodes", "2", "--dns", "none", "--name", name)
         made = Lab(name)
         port = {"name": "api", "containerPort": 8080}
         made.create("server", container(ports=[port]), node="node-1")

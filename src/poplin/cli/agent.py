@@ -117,8 +117,12 @@ def cleanup(
     Example: poplin cleanup
     """
     _require_root()
+    removed = False
     for line in remove_everything(state_dir, run_dir, cni_conf_dir):
+        removed = True
         typer.echo(line)
+    if not removed:
+        typer.echo("nothing of Poplin's is here")
 
 
 def _require_root() -> None:

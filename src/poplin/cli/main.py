@@ -49,7 +49,9 @@ def command_line(arguments: Sequence[str]) -> typer.Typer:
         no_args_is_help=True,
         add_completion=False,
         pretty_exceptions_enable=False,
-        context_settings={"help_option_names": ["-h", "--help"]},
+        # Plain text: "[/PROTO]" and "[default: hostname]" are words here, and no markup.
+        rich_markup_mode=None,
+        context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
     )
     app.callback()(_options)
     given = arguments[0] if arguments else ""

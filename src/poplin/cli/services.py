@@ -9,6 +9,7 @@ import typer
 from poplin.cli.agent_socket import ask
 from poplin.cli.options import RunDir
 from poplin.cli.output import Format, Output
+from poplin.model.errors import InvalidInputError
 
 
 def services(
@@ -25,6 +26,12 @@ def services(
     """
     listing = ask(run_dir, "GET", "/services")
     frontends = [one for one in listing["frontends"] if service in {"", f"{one['namespace']}/{one['name']}"}]
+    if service and not frontends:
+        raise InvalidInputError(
+            "this node serves no such Service",
+            where=service,
+            remedy="write NAMESPACE/NAME; without one `poplin services` lists all",
+        )
     if output is Format.JSON:
         typer.echo(msgspec.json.format(msgspec.json.encode({**listing, "frontends": frontends})))
     else:

@@ -34,6 +34,17 @@ def test_a_command_has_an_example_and_its_options_are_real(path):
     command.make_context("poplin", words[begin + 1 + len(path) :])
 
 
+@pytest.mark.parametrize("path", COMMANDS, ids=" ".join)
+def test_help_prints_what_is_written(path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["poplin", *path, "--help"])
+    with pytest.raises(SystemExit) as ended:
+        main.main()
+    assert ended.value.code == 0
+    words = "".join(capsys.readouterr().out.split())
+    for parameter in COMMANDS[path].params:
+        assert "".join((parameter.help or "").split()) in words
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [

@@ -162,6 +162,7 @@ def exec_user(**keys):
         (changed(cluster={"certificate-authority-data": "%"}), "certificate-authority-data: "),
         (changed(cluster={"certificate-authority-data": "\x80"}), "certificate-authority-data: "),
         (changed(cluster={"certificate-authority-data": "aGk="}), "no PEM text inside the base64"),
+        (changed(cluster={"certificate-authority-data": "é"}), "should contain only ASCII characters"),
         (
             changed(cluster={"certificate-authority-data": PEM_DATA, "insecure-skip-tls-verify": True}),
             "insecure-skip-tls-verify is true beside a certificate-authority",

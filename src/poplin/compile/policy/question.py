@@ -85,8 +85,9 @@ def find_end(state: PolicyState, text: str, namespace: str) -> End:
         return to_end(pod)
     if text.startswith(NODE_PREFIX):
         node = next((node for node in state.nodes if node.name == name), None)
-        if node is not None:
-            return End(text, (*node.internal_addresses, *node.external_addresses))
+        if node is None:
+            raise InvalidInputError("no node of this name", where=text, remedy="see `kubectl get nodes`")
+        return End(text, (*node.internal_addresses, *node.external_addresses))
     known = [f"{pod.namespace}/{pod.name}" for pod in living(state.pods)]
     near = get_close_matches("/".join(wanted), known, n=1)
     raise InvalidInputError(
