@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 POPLIN = str(Path(sys.executable).parent / "poplin")
+PYTHON = str(Path(sys.executable).resolve())
+"""What a .venv stands on: a checkout may be under /tmp, which a container has for itself."""
 NETNS = Path("/run/netns")
 LABS = Path("/run/poplin/labs")
 WAIT_S = 30

@@ -1,6 +1,5 @@
 """Pods of a lab: they run, are probed, restarted and deleted as a kubelet does it, and reach each other."""
 
-import sys
 import tempfile
 from pathlib import Path
 
@@ -9,6 +8,7 @@ import pytest
 from e2e.lab_commands import (
     LABS,
     NETNS,
+    PYTHON,
     Lab,
     condition,
     container,
@@ -54,7 +54,7 @@ def test_pods_on_two_nodes_reach_each_other(family, backend):
         here, there = lab.wait_ready("one"), lab.wait_ready("two")
         assert len(here) == len(there) == (2 if family == "dual" else 1)
         for source, target in zip(here, there, strict=True):
-            http, tcp, udp = lab.execute("one", sys.executable, "-c", ASK, target, "8080").splitlines()
+            http, tcp, udp = lab.execute("one", PYTHON, "-c", ASK, target, "8080").splitlines()
             client = f"[{source}]" if ":" in source else source
             assert http.startswith("HTTP/1.1 200 OK")
             assert f"pod: two|client: {client}:" in http
@@ -200,7 +200,7 @@ def test_containers_of_a_pod_share_its_network_and_nothing_else(lab):
     )
     lab.wait_ready("shared")
     run = ("exec", "--name", lab.name, "-c", "client", "shared", "--")
-    answer = poplin(*run, sys.executable, "-c", ASK, "127.0.0.1", "8080", check=False).stdout
+    answer = poplin(*run, PYTHON, "-c", ASK, "127.0.0.1", "8080", check=False).stdout
     assert "pod: shared|" in answer.splitlines()[0]
     assert "echo" not in poplin(*run, "ps", "ax").stdout
 
@@ -223,7 +223,7 @@ def test_a_pod_of_the_host_network_has_its_nodes_addresses(lab):
     addresses = lab.wait_ready("hosted")
     node = next(node for node in lab.status()["nodes"] if node["name"] == "node-2")
     assert addresses == node["addresses"]
-    answer = lab.execute("node/node-1", sys.executable, "-c", ASK, addresses[0], "7777", check=False)
+    answer = lab.execute("node/node-1", PYTHON, "-c", ASK, addresses[0], "7777", check=False)
     assert "pod: node-2|" in answer
 
 

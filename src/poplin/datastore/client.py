@@ -27,6 +27,8 @@ ERROR_BODY_BYTES: Final = 64 << 10
 READ_BUFFER_BYTES: Final = 256 << 10
 STRATEGIC_MERGE: Final = "application/strategic-merge-patch+json"
 JSON_MERGE: Final = "application/merge-patch+json"
+APPLY: Final = "application/apply-patch+yaml"
+"""Server-side apply; what is JSON is YAML too."""
 JSON: Final = "application/json"
 
 

@@ -1,4 +1,4 @@
-"""Manifests into a cluster: files of YAML or JSON, each object created, or merged into the one that stands."""
+"""Manifests into a cluster: files of YAML or JSON, each object created, or applied to the one that stands."""
 
 import asyncio
 from collections.abc import Callable, Iterable, Sequence
@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import msgspec
 
-from poplin.datastore.client import JSON_MERGE, ApiClient, RefusedError
+from poplin.datastore.client import APPLY, ApiClient, RefusedError
 from poplin.datastore.documents import load_objects
 from poplin.model.errors import InvalidInputError
 
@@ -39,7 +39,7 @@ class ApiResourceList(msgspec.Struct):
 
 @dataclass(frozen=True, slots=True)
 class Applied:
-    """An object that was taken in. `created` False where it stood and was merged."""
+    """An object that was taken in. `created` False where it stood and was changed."""
 
     kind: str
     namespace: str
@@ -87,7 +87,7 @@ def read_manifest(file: Path) -> bytes:
 async def apply(
     client: ApiClient, objects: Sequence[Json], progress: Callable[[int], None] = lambda _: None
 ) -> list[Applied]:
-    """Create or merge each object, what others need first; `progress` is told how many are done.
+    """Create or apply each object, what others need first; `progress` is told how many are done.
 
     Raises RefusedError with the server's reason, or InvalidInputError for a type that it does not serve.
     """
@@ -125,7 +125,13 @@ async def _apply_one(client: ApiClient, resource: ApiResource, one: Json) -> App
         if refusal.reason != "AlreadyExists":
             raise
         created = False
-        await client.request("PATCH", f"{path}/{metadata['name']}", body=one, content_type=JSON_MERGE)
+        await client.request(
+            "PATCH",
+            f"{path}/{metadata['name']}",
+            query={"fieldManager": "poplin", "force": "true"},
+            body=one,
+            content_type=APPLY,
+        )
     return Applied(one["kind"], namespace, metadata["name"], created)
 
 
