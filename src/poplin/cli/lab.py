@@ -11,9 +11,6 @@ from rich.console import Console
 from rich.table import Table
 
 from poplin.apiserver.endpoint import parse_service_networks
-from poplin.cli.conformance import conformance
-from poplin.cli.demo import demo
-from poplin.cli.fault import fault
 from poplin.cli.output import Format, Output
 from poplin.cli.progress import Progress
 from poplin.cli.root import require_root
@@ -37,19 +34,9 @@ from poplin.lab.settings import (
 )
 from poplin.model.errors import InvalidInputError
 
-app = typer.Typer(
-    help="A cluster of network namespaces: real agents, the real CNI plugin, no virtual machine.",
-    no_args_is_help=True,
-)
-
-app.command()(demo)
-app.command()(conformance)
-app.command()(fault)
-
 Name = Annotated[str, typer.Option(help="Which lab; several may stand side by side.")]
 
 
-@app.command()
 def up(
     nodes: Annotated[int, typer.Option(help="How many nodes.")] = 3,
     backend: Annotated[Backend, typer.Option(help="How packets travel between nodes.")] = Backend.VXLAN,
@@ -118,7 +105,6 @@ def up(
         typer.echo(f"lab {name} stands")
 
 
-@app.command()
 def down(name: Name = DEFAULT_NAME) -> None:
     """Remove a lab, however it ended: processes, namespaces, files. Without one, do nothing.
 
@@ -129,7 +115,6 @@ def down(name: Name = DEFAULT_NAME) -> None:
     typer.echo(f"lab {name} is gone" if existed else f"there is no lab {name}")
 
 
-@app.command()
 def load(
     archive: Annotated[Path, typer.Argument(help="An image archive, as `docker save` or skopeo write it.")],
     name: Name = DEFAULT_NAME,
@@ -154,7 +139,6 @@ def load(
     typer.echo(f"loaded into {settings.nodes} nodes")
 
 
-@app.command()
 def status(name: Name = DEFAULT_NAME, output: Output = Format.TEXT) -> None:
     """Show a lab's nodes, pods and processes. Exit status 1 where something of it is not ready.
 
@@ -169,7 +153,6 @@ def status(name: Name = DEFAULT_NAME, output: Output = Format.TEXT) -> None:
     sys.exit(0 if report.ready else 1)
 
 
-@app.command()
 def kubeconfig(name: Name = DEFAULT_NAME) -> None:
     """Print the path of a lab's kubeconfig.
 
@@ -178,7 +161,6 @@ def kubeconfig(name: Name = DEFAULT_NAME) -> None:
     typer.echo(str(kubeconfig_path(*require(check_name(name)))))
 
 
-@app.command("exec", context_settings={"ignore_unknown_options": True})
 def execute(
     target: Annotated[str, typer.Argument(help="[NAMESPACE/]POD, or node/NODE, or fabric.")],
     command: Annotated[list[str], typer.Argument(help="A program of this machine and its arguments.")],

@@ -1,27 +1,58 @@
 """`poplin`: the command line. Of the commands' modules only that of the command given is imported."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib import import_module
-from typing import Annotated, Final
+from typing import Annotated, Any, Final
 
 import typer
 
 from poplin import __version__
 from poplin.model.errors import PoplinError
 
-COMMANDS: Final = {
-    "agent": ("agent", "agent"),
-    "flows": ("flows", "flows"),
-    "status": ("status", "status"),
-    "check": ("status", "check"),
-    "explain": ("explain", "explain"),
-    "services": ("services", "services"),
-    "cleanup": ("agent", "cleanup"),
-    "apiserver": ("apiserver", "run"),
-    "lab": ("lab", "app"),
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """A function of a module in this package."""
+
+    module: str
+    function: str
+    context_settings: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Commands behind a word of their own."""
+
+    help: str
+    commands: Mapping[str, Command]
+
+
+COMMANDS: Final[Mapping[str, Command | Group]] = {
+    "agent": Command("agent", "agent"),
+    "flows": Command("flows", "flows"),
+    "status": Command("status", "status"),
+    "check": Command("status", "check"),
+    "explain": Command("explain", "explain"),
+    "services": Command("services", "services"),
+    "cleanup": Command("agent", "cleanup"),
+    "apiserver": Command("apiserver", "run"),
+    "lab": Group(
+        "A cluster of network namespaces: real agents, the real CNI plugin, no virtual machine.",
+        {
+            "up": Command("lab", "up"),
+            "down": Command("lab", "down"),
+            "status": Command("lab", "status"),
+            "kubeconfig": Command("lab", "kubeconfig"),
+            "exec": Command("lab", "execute", {"ignore_unknown_options": True}),
+            "load": Command("lab", "load"),
+            "demo": Command("demo", "demo"),
+            "fault": Command("fault", "fault"),
+            "conformance": Command("conformance", "conformance"),
+        },
+    ),
 }
-"""Each command's module in this package, and what it is in there: a function, or a group of commands."""
 
 
 def _version(wanted: bool) -> None:
@@ -54,15 +85,21 @@ def command_line(arguments: Sequence[str]) -> typer.Typer:
         context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
     )
     app.callback()(_options)
-    given = arguments[0] if arguments else ""
-    for name in [given] if given in COMMANDS else COMMANDS:
-        module, attribute = COMMANDS[name]
-        command = getattr(import_module(f"poplin.cli.{module}"), attribute)
-        if isinstance(command, typer.Typer):
-            app.add_typer(command, name=name)
-        else:
-            app.command(name)(command)
+    _add(app, COMMANDS, arguments)
     return app
+
+
+def _add(app: typer.Typer, commands: Mapping[str, Command | Group], arguments: Sequence[str]) -> None:
+    given = arguments[0] if arguments else ""
+    for name in [given] if given in commands else commands:
+        command = commands[name]
+        if isinstance(command, Group):
+            group = typer.Typer(help=command.help, no_args_is_help=True)
+            _add(group, command.commands, arguments[1:])
+            app.add_typer(group, name=name)
+        else:
+            function = getattr(import_module(f"poplin.cli.{command.module}"), command.function)
+            app.command(name, context_settings=command.context_settings)(function)
 
 
 def main() -> None:

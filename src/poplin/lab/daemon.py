@@ -8,7 +8,6 @@ import sys
 import traceback
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
-from pathlib import Path
 from typing import NoReturn
 
 from poplin.agent import log
@@ -20,12 +19,11 @@ from poplin.datastore.kubernetes import KubernetesSource
 from poplin.lab.cri.containerd import node_containerd
 from poplin.lab.directory import Directory
 from poplin.lab.init import Daemon
-from poplin.lab.isolation import CLONE_NEWNET, set_process_name, setns
+from poplin.lab.isolation import CLONE_NEWNET, redirect_output, set_process_name, setns
+from poplin.lab.message import SERVER, agent_name, containerd_name
 from poplin.lab.server import run_server
 from poplin.lab.settings import Runtime, Settings
 from poplin.model.errors import PoplinError
-
-SERVER = "server"
 
 
 def make_daemons(
@@ -38,16 +36,6 @@ def make_daemons(
         if settings.runtime is Runtime.CONTAINERD:
             daemons[containerd_name(node)] = _containerd(directory, node)
     return daemons
-
-
-def agent_name(node: str) -> str:
-    """What the init calls a node's agent."""
-    return f"agent-{node}"
-
-
-def containerd_name(node: str) -> str:
-    """What the init calls a node's containerd."""
-    return f"containerd-{node}"
 
 
 def _server(directory: Directory, settings: Settings, listeners: Sequence[socket.socket]) -> Daemon:
@@ -125,15 +113,3 @@ async def _run(main: Callable[[], Awaitable[None]]) -> None:
         asyncio.get_running_loop().add_signal_handler(number, task.cancel)
     with suppress(asyncio.CancelledError):
         await main()
-
-
-def redirect_output(path: Path) -> None:
-    """Send standard output and error to a file, and read standard input from nowhere."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    null = os.open(os.devnull, os.O_RDONLY)
-    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-    for source, target in ((null, 0), (file, 1), (file, 2)):
-        os.dup2(source, target)
-    os.close(null)
-    os.close(file)

@@ -16,8 +16,7 @@ from poplin.dataplane.netlink.route_socket import RouteSocket
 from poplin.dataplane.netns import entered, open_netns
 from poplin.dataplane.nftables.socket import NftSocket
 from poplin.dataplane.sysctl import write_sysctl
-from poplin.lab.daemon import agent_name
-from poplin.lab.message import Question
+from poplin.lab.message import Question, agent_name
 from poplin.lab.runtime import ask
 from poplin.lab.snapshot import SYSCTLS, NodeNetwork, Snapshot
 from poplin.model.attachment import Attachment

@@ -6,6 +6,7 @@ os.unshare and os.setns came with Python 3.12, mount(2) and pivot_root(2) never 
 import ctypes
 import os
 import platform
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -146,3 +147,15 @@ def _call(name: str, *arguments: object, where: str = "") -> None:
     if getattr(_libc, name)(*arguments) != 0:
         number = ctypes.get_errno()
         raise KernelError(f"{name}: {os.strerror(number)}", errno=number, where=where)
+
+
+def redirect_output(path: Path) -> None:
+    """Send standard output and error to a file, and read standard input from nowhere."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    null = os.open(os.devnull, os.O_RDONLY)
+    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    for source, target in ((null, 0), (file, 1), (file, 2)):
+        os.dup2(source, target)
+    os.close(null)
+    os.close(file)

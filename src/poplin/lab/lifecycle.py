@@ -24,7 +24,6 @@ from poplin.dataplane.netns import delete_netns
 from poplin.lab.addressing import API_PORT
 from poplin.lab.cri.containerd import lab_cgroup, node_containerd, remove_cgroup
 from poplin.lab.cri.store import load_lab_images
-from poplin.lab.daemon import SERVER, agent_name, containerd_name, make_daemons, redirect_output
 from poplin.lab.directory import LABS, Directory
 from poplin.lab.fabric import listen_in_fabric, make_fabric, make_node
 from poplin.lab.init import Init
@@ -34,9 +33,10 @@ from poplin.lab.isolation import (
     fork_first_of_pid_namespace,
     identify,
     read_identity,
+    redirect_output,
     set_process_name,
 )
-from poplin.lab.message import Question
+from poplin.lab.message import SERVER, Question, agent_name, containerd_name
 from poplin.lab.mounts import allow_programs, unmount_below
 from poplin.lab.report import kubeconfig_path, last_line, wait_until_ready
 from poplin.lab.runtime import ask
@@ -221,6 +221,8 @@ def _fork_init(directory: Directory, settings: Settings, listeners: Sequence[soc
 def _become_init(
     directory: Directory, settings: Settings, control: socket.socket, listeners: Sequence[socket.socket]
 ) -> None:
+    from poplin.lab.daemon import make_daemons  # noqa: PLC0415  - half a second, and for this process alone
+
     try:
         # Before anything else: who kills the caller now can still take the lab down.
         directory.init_pid.write_bytes(msgspec.json.encode(identify(os.getpid())))

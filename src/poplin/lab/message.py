@@ -6,6 +6,19 @@ import msgspec
 
 from poplin.lab.container import ContainerSpec
 
+SERVER: Final = "server"
+"""What the init calls the process of the API, the controllers and the kubelets."""
+
+
+def agent_name(node: str) -> str:
+    """What the init calls a node's agent."""
+    return f"agent-{node}"
+
+
+def containerd_name(node: str) -> str:
+    """What the init calls a node's containerd."""
+    return f"containerd-{node}"
+
 
 class Question(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
     """A line from a client. One of `start`, `signal`, `forget`, `input` names a process; none asks for the list.

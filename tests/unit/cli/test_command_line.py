@@ -10,7 +10,7 @@ from importlib import import_module
 import pytest
 
 from poplin.cli.agent_socket import ask
-from poplin.cli.main import COMMANDS, command_line
+from poplin.cli.main import COMMANDS, Group, command_line
 from poplin.model.errors import PoplinError
 
 
@@ -29,13 +29,15 @@ def test_without_a_command_all_are_offered(arguments):
 
 
 def test_what_is_named_exists():
-    for module, attribute in COMMANDS.values():
-        assert hasattr(import_module(f"poplin.cli.{module}"), attribute)
+    for one in COMMANDS.values():
+        for command in one.commands.values() if isinstance(one, Group) else [one]:
+            assert hasattr(import_module(f"poplin.cli.{command.module}"), command.function)
 
 
 @pytest.mark.parametrize(
     ("command", "foreign"),
     [
+        ("lab exec", {"poplin.agent.agent", "poplin.apiserver.server", "poplin.lab.demo"}),
         ("status", {"aiohttp", "asyncio", "poplin.agent", "poplin.lab", "poplin.apiserver"}),
         ("agent", {"rich", "poplin.lab", "poplin.apiserver"}),
     ],
@@ -44,7 +46,7 @@ def test_a_command_imports_nothing_of_others(command, foreign):
     program = f"""
 import sys
 from poplin.cli.main import command_line
-command_line([{command!r}])
+command_line({command.split()!r})
 print(*sys.modules)
 """
     answer = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

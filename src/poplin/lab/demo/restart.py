@@ -9,10 +9,9 @@ from typing import Final, TypeVar
 
 import aiohttp
 
-from poplin.lab.daemon import agent_name
 from poplin.lab.demo.member import Member
 from poplin.lab.directory import Directory
-from poplin.lab.message import ProcessState, Question
+from poplin.lab.message import ProcessState, Question, agent_name
 from poplin.lab.probing import Probe, Protocol
 from poplin.lab.runtime import ask
 from poplin.lab.traffic import FlowReport, run_flow
