@@ -331,17 +331,6 @@ def test_a_second_agent_on_one_state_is_refused_and_the_first_goes_on(one, node)
     assert node.poplin("status").status == 0
 
 
-def test_a_damaged_database_is_named_and_left_as_it_is(idle):
-    [node] = idle.nodes
-    node.state_dir.mkdir()
-    database = node.state_dir / "attachments.db"
-    database.write_bytes(b"not a database " * 1000)
-    line = fails(node)
-    assert f"{database}: the attachment database is damaged" in line
-    assert "drain the node" in line
-    assert database.read_bytes() == b"not a database " * 1000
-
-
 def test_deletions_while_the_agent_is_down_are_done_by_the_next(tmp_path):
     with cluster(tmp_path, nodes=1) as c:
         [node] = c.nodes

@@ -21,6 +21,7 @@ from poplin.agent.policies import Policies
 from poplin.agent.policy_events import PolicyEvents
 from poplin.agent.publish import Publisher
 from poplin.agent.reconcile import Inputs, Outcome, Reconciler
+from poplin.agent.recovery import damage, open_store
 from poplin.agent.registry import Registry
 from poplin.agent.report import Report, from_error
 from poplin.agent.service_rules import KEY as SERVICE_TABLE
@@ -34,7 +35,6 @@ from poplin.compile.network import Network
 from poplin.dataplane.netlink.monitor import Monitor
 from poplin.dataplane.netlink.route_socket import RouteSocket
 from poplin.dataplane.nftables.monitor import NftMonitor
-from poplin.datastore.attachments import AttachmentStore
 from poplin.datastore.core import NODES
 from poplin.datastore.source import Source
 from poplin.model.cluster import Node
@@ -64,7 +64,7 @@ class Agent:
             stack.callback(os.close, lock_state_dir(config.state_dir))
             stack.callback(lock_namespace().close)
             make_run_dir(config.run_dir)
-            store = AttachmentStore.open(config.state_dir / ATTACHMENTS)
+            store = open_store(config.state_dir / ATTACHMENTS)
             stack.callback(store.close)
             if config.cni_bin_dir is not None:
                 install_shim(config.cni_bin_dir)
@@ -153,6 +153,7 @@ class Agent:
         unreadable = (str(error) for error in self._nodes.rejected.values())
         failed = outcome.failures[0] if outcome.failures else None
         services = self._services
+        damaged = damage(self._config.state_dir / ATTACHMENTS)
         return Report(
             node=self._config.node_name,
             conditions=(
@@ -174,6 +175,7 @@ class Agent:
                 sorted(
                     self._told.union(
                         unreadable,
+                        [str(damaged)] if damaged else (),
                         self._policies.problems,
                         self._flows.problems,
                         services.problems if services else (),

@@ -151,8 +151,9 @@ class Pods:
     async def gc(self, request: Request) -> None:
         """Detach everything but the attachments named; go on after an error, and report all."""
         errors = []
+        valid = {host_link_name(*key) for key in request.valid_attachments}
         for attachment in self._registry.all():
-            if attachment.key in request.valid_attachments or attachment.state is AttachmentState.ADDING:
+            if attachment.host_link in valid or attachment.state is AttachmentState.ADDING:
                 continue
             try:
                 await self._delete(attachment.key)

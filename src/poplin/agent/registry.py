@@ -14,7 +14,7 @@ from poplin.compile.host_ports import clashes
 from poplin.compile.pod import compile_pod
 from poplin.datastore.attachments import AttachmentStore, Key
 from poplin.ipam.pool import NodePool
-from poplin.model.attachment import Attachment, AttachmentState, ifb_name
+from poplin.model.attachment import Attachment, AttachmentState, host_link_name, ifb_name
 from poplin.model.errors import InvalidInputError, PoplinError, TemporaryError
 from poplin.model.kernel import IPAddress, IPNetwork
 from poplin.model.state import NetworkState
@@ -102,8 +102,12 @@ class Registry:
         return list(self._attachments.values())
 
     def get(self, key: Key) -> Attachment | None:
-        """Give an attachment, None where there is none."""
-        return self._attachments.get(key)
+        """Give an attachment, None where there is none.
+
+        One that was taken over from the kernel alone has no container id that a runtime knows, and is found by
+        the host link that such an id would have.
+        """
+        return self._attachments.get(key) or self._by_link.get(host_link_name(*key))
 
     def reserve(self, draft: Attachment, requested: Sequence[IPAddress]) -> Attachment:
         """Give the draft its addresses and store it as ADDING.
@@ -111,7 +115,7 @@ class Registry:
         Raises PoplinError where the attachment stands already, TemporaryError where no address is free.
         """
         key = (draft.container_id, draft.ifname)
-        if key in self._attachments:
+        if self.get(key) is not None:
             raise PoplinError(
                 f"{draft.ifname} has been added already",
                 where=f"container {draft.container_id}",

@@ -225,6 +225,29 @@ _SETS: Final = {
 }
 
 
+def decode_entries(table: Table) -> Iterator[tuple[IPAddress, PortMapping]]:
+    """Give what a table of ours maps: the pod's address, and the mapping of that family alone."""
+    protocols = {number: protocol for protocol, number in PROTOCOL_NUMBERS.items()}
+    for one in table.sets:
+        if one.name not in _SETS:
+            continue
+        size = 4 if one.name.endswith("4") else 16
+        for element in one.elements:
+            if element.key is None or not isinstance(element.data, bytes):
+                continue
+            host, key = element.key[:-8], element.key[-8:]
+            wanted = ip_address(host or bytes(size))
+            yield (
+                ip_address(element.data[:size]),
+                PortMapping(
+                    protocols[key[0]],
+                    int.from_bytes(key[4:6]),
+                    int.from_bytes(element.data[size : size + 2]),
+                    wanted,
+                ),
+            )
+
+
 def _element(entry: Entry) -> Element:
     return Element(
         encode_key(entry.host_address, PROTOCOL_NUMBERS[entry.protocol], entry.host_port),

@@ -96,6 +96,10 @@ _WAL_BOUND_PAGES: Final = 4000
 _BUSY_TIMEOUT_S: Final = 1.0
 
 
+class DamagedError(PoplinError):
+    """The database's file is not what was written there."""
+
+
 class AttachmentStore:
     """An open database. It belongs to the thread that opened it; one commit takes some 50 microseconds.
 
@@ -323,10 +327,10 @@ def _explained(path: Path) -> Iterator[None]:
         # Errors of ours and of the module itself have no code.
         match getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT) & 0xFF:
             case sqlite3.SQLITE_CORRUPT | sqlite3.SQLITE_NOTADB:
-                raise PoplinError(
+                raise DamagedError(
                     f"the attachment database is damaged ({error})",
                     where=str(path),
-                    remedy="drain the node, move the file away and restart the agent",
+                    remedy="restart the agent: it sets the file aside and takes the pods over from the kernel",
                 ) from error
             case sqlite3.SQLITE_FULL | sqlite3.SQLITE_IOERR:
                 raise TemporaryError(

@@ -283,7 +283,7 @@ def test_a_damaged_database_is_one_clear_error_and_stays_as_it_is(path, damage):
     damaged = damage(path.read_bytes())
     path.write_bytes(damaged)
     with pytest.raises(
-        PoplinError, match=r"attachments\.db: the attachment database is damaged .*drain the node"
+        PoplinError, match=r"attachments\.db: the attachment database is damaged .*restart the agent"
     ):
         AttachmentStore.open(path)
     assert path.read_bytes() == damaged

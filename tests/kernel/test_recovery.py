@@ -1,0 +1,84 @@
+"""A damaged or lost store of attachments: the pods go on, and no address that one of them has is given again."""
+
+import pytest
+
+from kernel.nodes import cluster, kernel_state, probe_pairs, wait_for
+
+PORTS = {
+    "capabilities": {"portMappings": True, "bandwidth": True},
+    "runtimeConfig": {
+        "portMappings": [
+            {"hostPort": 8080, "containerPort": 80, "protocol": "tcp"},
+            {"hostPort": 8081, "containerPort": 81, "protocol": "udp", "hostIP": "192.0.2.1"},
+        ],
+        "bandwidth": {"ingressRate": 8_000_000, "egressRate": 4_000_000},
+    },
+}
+
+
+def overwrite(path):
+    path.write_bytes(b"not a database " * 1000)
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[:5000])
+
+
+def lose(path):
+    for one in path.parent.glob(f"{path.name}*"):
+        one.unlink()
+
+
+@pytest.mark.parametrize("harm", [overwrite, cut, lose])
+def test_pods_outlive_their_store(tmp_path, harm):
+    with cluster(tmp_path, nodes=2) as c:
+        node, far = c.nodes
+        far.add_pod()
+        plain, rich, leaves = node.add_pod(), node.add_pod(**PORTS), node.add_pod()
+        kept = {address for pod in node.pods for address in pod.addresses.values()}
+        node.quiet()
+        before = kernel_state(node)
+        inside = [kernel_state(pod) for pod in node.pods]
+        node.kill()
+        store = node.state_dir / "attachments.db"
+        harm(store)
+        node.start()
+        node.wait_ready(peers=1)
+        report = node.quiet()
+        assert report["pods"] == 3
+        assert kernel_state(node) == before
+        assert [kernel_state(pod) for pod in node.pods] == inside
+        aside = store.with_name("attachments.db.damaged")
+        told = [text for text in report["problems"] if "was damaged and is set aside" in text]
+        assert aside.exists() == (harm is not lose)
+        assert bool(told) == (harm is not lose)
+        assert probe_pairs(c.pods, c.versions) == []
+
+        # The runtime knows them by ids that the kernel does not show.
+        assert node.cni("CHECK", rich, prevResult=rich.result).output == ""
+        assert (
+            node.cni("ADD", plain)
+            .json["msg"]
+            .startswith(f"container {plain.container_id}: eth0 has been added")
+        )
+        new = node.add_pod()
+        assert kept.isdisjoint(new.addresses.values())
+        node.remove_pod(leaves)
+        valid = [{"containerID": p.container_id, "ifname": "eth0"} for p in (plain, new)]
+        config = {"cniVersion": "1.1.0", "cni.dev/valid-attachments": valid}
+        assert node.cni("GC", **config).output == ""
+        wait_for(lambda: rich.host_link not in node.links(), "GC takes what is not named")
+        assert node.status()["pods"] == 2
+        assert "8080" not in node.run("nft", "list", "ruleset")
+        node.drop(rich)
+
+        # What is mended later is a pod like any other.
+        node.ip_do(f"link set {plain.host_link} down")
+        wait_for(lambda: probe_pairs([plain, new], c.versions) == [], "the pod is mended")
+        aside.unlink(missing_ok=True)
+        assert not any("set aside" in text for text in node.status()["problems"])
+        node.kill()
+        node.start()
+        node.wait_ready(peers=1)
+        assert node.quiet()["pods"] == 2
+        assert probe_pairs(c.pods, c.versions) == []
