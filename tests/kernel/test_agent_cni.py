@@ -174,6 +174,24 @@ def test_a_pod_may_have_the_addresses_and_the_mac_it_asks_for(one, node):
     assert probe_pairs([pod, other], one.versions) == []
 
 
+def test_a_pod_may_have_an_address_of_the_ranges_it_asks_for(one, node):
+    """As large as a cluster's whole range may be: what counts is what this node has of it."""
+    ranges = [
+        [{"subnet": "10.244.0.0/16", "rangeStart": "10.244.1.200", "rangeEnd": "10.244.1.201"}],
+        [{"subnet": "fd00:10:244::/48", "rangeEnd": "fd00:10:244:1::1"}],
+    ]
+    asked = {"runtimeConfig": {"ipRanges": [ranges[{4: 0, 6: 1}[v]] for v in one.versions]}}
+    pod, other = node.add_pod(**asked), node.new_pod()
+    wanted = {4: ("10.244.1.200", "10.244.1.201"), 6: ("fd00:10:244:1::1",)}
+    assert all(pod.addresses[version] in wanted[version] for version in one.versions)
+    elsewhere = {"ipRanges": [[{"subnet": "10.9.0.0/24"}]]}
+    refused = node.cni("ADD", other, runtimeConfig=elsewhere)
+    assert refused.status == 1
+    assert refused.json["msg"].startswith("10.9.0.0")
+    node.attach(other)
+    assert probe_pairs([pod, other], one.versions) == []
+
+
 def test_many_pods_at_once(one, node):
     pods = [node.new_pod() for _ in range(12)]
     with ThreadPoolExecutor(12) as threads:

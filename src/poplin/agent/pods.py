@@ -117,7 +117,7 @@ class Pods:
             ingress=request.ingress,
             egress=request.egress,
         )
-        attachment = self._registry.reserve(draft, request.requested_addresses)
+        attachment = self._registry.reserve(draft, request.requested_addresses, request.address_ranges)
         try:
             netns_cookie = await self._at_once(lambda: self._wire(attachment, netns_fd))
             await self._policies.admit(attachment)

@@ -13,7 +13,7 @@ from typing import Final
 from poplin.compile.host_ports import clashes
 from poplin.compile.pod import compile_pod
 from poplin.datastore.attachments import AttachmentStore, Key
-from poplin.ipam.pool import NodePool
+from poplin.ipam.pool import AddressRange, NodePool
 from poplin.model.attachment import Attachment, AttachmentState, host_link_name, ifb_name
 from poplin.model.errors import InvalidInputError, PoplinError, TemporaryError
 from poplin.model.kernel import IPAddress, IPNetwork
@@ -109,8 +109,10 @@ class Registry:
         """
         return self._attachments.get(key) or self._by_link.get(host_link_name(*key))
 
-    def reserve(self, draft: Attachment, requested: Sequence[IPAddress]) -> Attachment:
-        """Give the draft its addresses and store it as ADDING.
+    def reserve(
+        self, draft: Attachment, requested: Sequence[IPAddress], within: Sequence[AddressRange] = ()
+    ) -> Attachment:
+        """Give the draft its addresses, as `NodePool.allocate` chooses, and store it as ADDING.
 
         Raises PoplinError where the attachment stands already, TemporaryError where no address is free.
         """
@@ -124,7 +126,9 @@ class Registry:
         if self._pool is None:
             raise TemporaryError("the node has no pod CIDR yet", remedy="see `poplin status`")
         self._check_host_ports(draft)
-        addresses = self._pool.allocate(_owner(draft), now_s=time.monotonic(), requested=requested)
+        addresses = self._pool.allocate(
+            _owner(draft), now_s=time.monotonic(), requested=requested, within=within
+        )
         attachment = replace(draft, addresses=addresses, state=AttachmentState.ADDING)
         try:
             _check_families(attachment)

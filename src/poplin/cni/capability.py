@@ -1,4 +1,4 @@
-"""What the runtime asks for by capabilities: host ports and bandwidth (CONVENTIONS.md of CNI), as values.
+"""What the runtime asks for by capabilities: ranges of addresses, host ports and bandwidth (CONVENTIONS.md of CNI), as values.
 
 https://github.com/containernetworking/cni/blob/main/CONVENTIONS.md, "Dynamic Plugin specific Fields".
 """
@@ -6,7 +6,7 @@ https://github.com/containernetworking/cni/blob/main/CONVENTIONS.md, "Dynamic Pl
 import re
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 from itertools import combinations
 from typing import Any, Final, TypeVar
 
@@ -16,6 +16,7 @@ from poplin.cni.error import CniError, ErrorCode
 from poplin.compile.host_ports import clashes
 from poplin.model.attachment import Limit, PortMapping
 from poplin.model.cluster import TransportProtocol
+from poplin.model.kernel import IPAddress
 
 T = TypeVar("T", bound=msgspec.Struct)
 
@@ -45,6 +46,14 @@ class HostPort(msgspec.Struct, frozen=True, rename="camel"):
     container_port: int
     protocol: str = "tcp"
     host_ip: str = msgspec.field(default="", name="hostIP")
+
+
+class IPRange(msgspec.Struct, frozen=True, rename="camel"):
+    """A part of one of `ipRanges`; `range_start` and `range_end` "" are the subnet's first and last address."""
+
+    subnet: str
+    range_start: str = ""
+    range_end: str = ""
 
 
 class Bandwidth(msgspec.Struct, frozen=True, rename="camel"):
@@ -84,6 +93,21 @@ def read_port_mappings(found: Sequence[HostPort]) -> tuple[PortMapping, ...]:
                 f"{one.container_port} and {other.container_port}",
             )
     return mappings
+
+
+def read_ranges(found: Sequence[Sequence[IPRange]]) -> tuple[tuple[IPAddress, IPAddress], ...]:
+    """Give the (first, last) addresses from which a pod's are to come.
+
+    Each inner list stands for one address, which any of its ranges may have. Raises CniError (7) for what is no
+    range, and for two addresses of a family, which a pod has not.
+    """
+    sets = [[_read_range(one) for one in ranges] for ranges in found if ranges]
+    families = [{first.version for first, _ in ranges} for ranges in sets]
+    if any(len(family) > 1 for family in families):
+        raise _wrong("ipRanges: a list has ranges of both families")
+    if len(families) > len(set[int]().union(*families)):
+        raise _wrong("ipRanges: two lists are of one family, and a pod has one address of each")
+    return tuple(one for ranges in sets for one in ranges)
 
 
 def read_limits(
@@ -131,6 +155,21 @@ def _read_port_mapping(one: HostPort) -> PortMapping:
     except ValueError as error:
         raise _wrong(f"{where}: hostIP: {error}") from None
     return PortMapping(protocol, one.host_port, one.container_port, address)
+
+
+def _read_range(one: IPRange) -> tuple[IPAddress, IPAddress]:
+    try:
+        subnet = ip_network(one.subnet)
+        first = ip_address(one.range_start) if one.range_start else subnet.network_address
+        last = ip_address(one.range_end) if one.range_end else subnet.broadcast_address
+    except ValueError as error:
+        raise _wrong(f"ipRanges: {error}") from None
+    for address in (first, last):
+        if address not in subnet:
+            raise _wrong(f"ipRanges: {address} is not in {subnet}")
+    if int(first) > int(last):
+        raise _wrong(f"ipRanges: {first} comes after {last}")
+    return first, last
 
 
 def _limit(way: str, rate_bits_s: int, burst_bits: int) -> Limit | None:

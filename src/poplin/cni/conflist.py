@@ -11,7 +11,7 @@ NAME: Final = "10-poplin.conflist"
 # Debian's containerd 1.6.20 refuses a result of 1.1.0.
 _CNI_VERSION: Final = "1.0.0"
 
-CAPABILITIES: Final = ("ips", "mac", "portMappings", "bandwidth")
+CAPABILITIES: Final = ("ips", "ipRanges", "mac", "portMappings", "bandwidth")
 """What the runtime may pass in runtimeConfig (CONVENTIONS.md of CNI)."""
 
 

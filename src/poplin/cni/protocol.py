@@ -13,7 +13,15 @@ from typing import Any, Final
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from poplin.cni.capability import Bandwidth, HostPort, decode_member, read_limits, read_port_mappings
+from poplin.cni.capability import (
+    Bandwidth,
+    HostPort,
+    IPRange,
+    decode_member,
+    read_limits,
+    read_port_mappings,
+    read_ranges,
+)
 from poplin.cni.error import CniError, ErrorCode
 from poplin.cni.result import VERSIONS, Result, decode_result
 from poplin.model.attachment import Limit, PortMapping
@@ -56,10 +64,11 @@ class AttachmentName(msgspec.Struct, frozen=True):
 class RuntimeConfig(msgspec.Struct, frozen=True, rename="camel"):
     """What the runtime adds for the capabilities that the configuration declares.
 
-    Host ports and bandwidth are decoded by `decode_member`, and for an ADD only.
+    Ranges, host ports and bandwidth are decoded by `decode_member`, and for an ADD only.
     """
 
     ips: list[str] | None = None
+    ip_ranges: list[list[dict[str, Any]]] | None = None
     mac: str = ""
     port_mappings: list[dict[str, Any]] | None = None
     bandwidth: dict[str, Any] | None = None
@@ -96,8 +105,9 @@ class Request:
     """One command. Fields that the command has not are "" or empty.
 
     `netns` is the path as the runtime gave it. `requested_addresses` has at most one of each family, IPv4
-    first, and `requested_mac` is "" or lower case. `previous_result` is None for the first plugin of a chain.
-    What an interface is to have (`port_mappings`, and limits of what comes to the pod and what it sends) is read
+    first, and of a family that `address_ranges` has, other addresses come from those (first, last) only.
+    `requested_mac` is "" or lower case. `previous_result` is None for the first plugin of a chain.
+    What an interface is to have (`address_ranges`, `port_mappings`, and limits of what comes to the pod and what it sends) is read
     of an ADD only: nothing in a configuration may keep a DEL from its work.
     `valid_attachments` is set for GC only: (container id, interface name) pairs.
     """
@@ -110,6 +120,7 @@ class Request:
     netns: str = ""
     pod: PodArgs = PodArgs()
     requested_addresses: tuple[IPAddress, ...] = ()
+    address_ranges: tuple[tuple[IPAddress, IPAddress], ...] = ()
     requested_mac: str = ""
     port_mappings: tuple[PortMapping, ...] = ()
     ingress: Limit | None = None
@@ -146,8 +157,10 @@ def parse_request(environment: Mapping[str, str], config: bytes) -> Request:
     _check_version(command, cni_version)
     runtime = found.runtime_config or RuntimeConfig()
     mappings: tuple[PortMapping, ...] = ()
+    ranges: tuple[tuple[IPAddress, IPAddress], ...] = ()
     ingress = egress = None
     if command is Command.ADD:
+        ranges = read_ranges([[decode_member(r, IPRange) for r in one] for one in runtime.ip_ranges or ()])
         mappings = read_port_mappings([decode_member(one, HostPort) for one in runtime.port_mappings or ()])
         bandwidth = None if runtime.bandwidth is None else decode_member(runtime.bandwidth, Bandwidth)
         ingress, egress = read_limits(bandwidth, runtime.pod_annotations or {})
@@ -163,6 +176,7 @@ def parse_request(environment: Mapping[str, str], config: bytes) -> Request:
         netns=environment.get("CNI_NETNS", ""),
         pod=parse_args(environment.get("CNI_ARGS", "")),
         requested_addresses=_requested_addresses(runtime.ips or ()),
+        address_ranges=ranges,
         requested_mac=_requested_mac(runtime.mac),
         port_mappings=mappings,
         ingress=ingress,

@@ -10,11 +10,18 @@ from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address
 from typing import Final, Self
 
-from poplin.model.errors import InvalidInputError, TemporaryError
+from poplin.model.errors import InvalidInputError, PoplinError, TemporaryError
 from poplin.model.kernel import IPAddress, IPNetwork
 
 REST_S: Final = 30.0
 """How long a freed address is left alone where others are free: caches of its last owner run out meanwhile."""
+
+
+Span = tuple[int, int]
+"""The first and the last of addresses that follow each other, as integers."""
+
+AddressRange = tuple[IPAddress, IPAddress]
+"""The first and the last address that are allowed, of one family."""
 
 
 class PoolExhaustedError(TemporaryError):
@@ -52,14 +59,27 @@ class _Range:
         """The address that has rested longest, of one or more."""
         return next(iter(self.resting))
 
-    def find_free(self) -> int | None:
-        """The next address, in turn, that is neither in use nor resting; None where there is none."""
+    def clip(self, span: Span) -> Span | None:
+        """What of a span is in this range, None for nothing."""
+        first, last = max(self.first, span[0]), min(self.last, span[1])
+        return (first, last) if first <= last else None
+
+    def find_free(self, span: Span) -> int | None:
+        """The next address of the span, in turn, that is neither in use nor resting; None where there is none."""
         if len(self.owners) + len(self.resting) >= self.size:
             return None
-        candidate = self.next
+        first, last = span
+        start = candidate = self.next if first <= self.next <= last else first
         while candidate in self.owners or candidate in self.resting:
-            candidate = self.after(candidate)
+            candidate = candidate + 1 if candidate < last else first
+            if candidate == start:
+                return None
         return candidate
+
+    def find_resting(self, span: Span) -> int | None:
+        """The address of the span that has rested longest, None where none rests."""
+        first, last = span
+        return next((number for number in self.resting if first <= number <= last), None)
 
     def after(self, address: int) -> int:
         return address + 1 if address < self.last else self.first
@@ -121,20 +141,31 @@ class NodePool:
         return pool
 
     def allocate(
-        self, owner: str, *, now_s: float, requested: Sequence[IPAddress] = ()
+        self,
+        owner: str,
+        *,
+        now_s: float,
+        requested: Sequence[IPAddress] = (),
+        within: Sequence[AddressRange] = (),
     ) -> tuple[IPAddress, ...]:
         """Take one address of each family of the pool, IPv4 first; of `requested` where it has that family.
 
-        All or none is taken. Raises PoolExhaustedError; for a requested address AddressInUseError where it is
+        Of a family that `within` has, another address is taken from those ranges only. All or none is taken. Raises PoolExhaustedError; for a requested address AddressInUseError where it is
         another's, InvalidInputError where the pool cannot give it.
         """
         wanted: dict[int, IPAddress] = {address.version: address for address in requested}
-        for version in wanted.keys() - set(self._versions):
-            raise InvalidInputError(f"this node has no IPv{version} pod CIDR", where=str(wanted[version]))
+        allowed: dict[int, list[AddressRange]] = {}
+        for first, last in within:
+            allowed.setdefault(first.version, []).append((first, last))
+        for address in [*requested, *(first for first, _ in within)]:
+            if address.version not in self._versions:
+                raise InvalidInputError(f"this node has no IPv{address.version} pod CIDR", where=str(address))
         for found in self._ranges:
             found.wake(now_s, self._rest_s)
         chosen = [
-            self._find_requested(wanted[version]) if version in wanted else self._find_any(version)
+            self._find_requested(wanted[version])
+            if version in wanted
+            else self._find_any(version, allowed.get(version))
             for version in self._versions
         ]
         for found, number in chosen:
@@ -178,22 +209,47 @@ class NodePool:
             raise AddressInUseError(f"in use by {owner}", where=str(address))
         return found, int(address)
 
-    def _find_any(self, version: int) -> tuple[_Range, int]:
+    def _find_any(self, version: int, allowed: Sequence[AddressRange] | None) -> tuple[_Range, int]:
         ranges = [found for found in self._ranges if found.cidr.version == version]
-        for found in ranges:
-            if (number := found.find_free()) is not None:
+        if allowed is None:
+            spans = [(found, (found.first, found.last)) for found in ranges]
+        else:
+            clipped = [(found, found.clip((int(a), int(b)))) for a, b in allowed for found in ranges]
+            spans = [(found, span) for found, span in clipped if span is not None]
+        for found, span in spans:
+            if (number := found.find_free(span)) is not None:
                 return found, number
         # Reuse before its time rather than fail.
-        resting = [found for found in ranges if found.resting]
+        resting = [
+            (found, number) for found, span in spans if (number := found.find_resting(span)) is not None
+        ]
         if resting:
-            found = min(resting, key=lambda one: one.resting[one.oldest()])
-            return found, found.oldest()
-        in_use, size = sum(len(found.owners) for found in ranges), sum(found.size for found in ranges)
-        raise PoolExhaustedError(
-            f"no IPv{version} address is free: {in_use} of {size} are in use",
-            where=", ".join(str(found.cidr) for found in ranges),
-            remedy="move pods to other nodes, or give this node a larger pod CIDR",
+            return min(resting, key=lambda one: one[0].resting[one[1]])
+        raise _none_is_free(version, ranges, allowed, possible=bool(spans))
+
+
+def _none_is_free(
+    version: int, ranges: Sequence[_Range], allowed: Sequence[AddressRange] | None, *, possible: bool
+) -> PoplinError:
+    cidrs = ", ".join(str(found.cidr) for found in ranges)
+    asked = ", ".join(f"{first}-{last}" for first, last in allowed or ())
+    if not possible:
+        return InvalidInputError(
+            f"no address that this node can give a pod: its pod CIDRs are {cidrs}, less first and last",
+            where=asked,
         )
+    if allowed is not None:
+        return PoolExhaustedError(
+            f"every IPv{version} address that was asked for is in use",
+            where=asked,
+            remedy="ask for a larger range",
+        )
+    in_use, size = sum(len(found.owners) for found in ranges), sum(found.size for found in ranges)
+    return PoolExhaustedError(
+        f"no IPv{version} address is free: {in_use} of {size} are in use",
+        where=cidrs,
+        remedy="move pods to other nodes, or give this node a larger pod CIDR",
+    )
 
 
 def _address(cidr: IPNetwork, number: int) -> IPAddress:

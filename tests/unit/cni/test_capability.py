@@ -8,10 +8,12 @@ from poplin.cni.capability import (
     INGRESS_BANDWIDTH,
     Bandwidth,
     HostPort,
+    IPRange,
     decode_member,
     parse_quantity,
     read_limits,
     read_port_mappings,
+    read_ranges,
 )
 from poplin.cni.error import CniError
 from poplin.model.attachment import Limit, PortMapping
@@ -147,3 +149,42 @@ def test_quantities(text, value):
 def test_what_is_no_quantity(text):
     with pytest.raises(ValueError, match="is no quantity"):
         parse_quantity(text)
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ([], []),
+        ([[]], []),
+        ([[IPRange("10.0.0.0/30")]], [("10.0.0.0", "10.0.0.3")]),
+        ([[IPRange("10.0.0.0/24", "10.0.0.9")]], [("10.0.0.9", "10.0.0.255")]),
+        (
+            [
+                [IPRange("fd00::/64", "", "fd00::5")],
+                [IPRange("10.0.0.0/24", "10.0.0.9", "10.0.0.9"), IPRange("10.1.0.0/31")],
+            ],
+            [("fd00::", "fd00::5"), ("10.0.0.9", "10.0.0.9"), ("10.1.0.0", "10.1.0.1")],
+        ),
+    ],
+)
+def test_ranges(given, expected):
+    assert [(str(first), str(last)) for first, last in read_ranges(given)] == expected
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ([[IPRange("10.0.0.1/24")]], "has host bits set"),
+        ([[IPRange("")]], "ipRanges: ''"),
+        ([[IPRange("10.0.0.0/24", "here")]], "'here' does not appear"),
+        ([[IPRange("10.0.0.0/24", "10.0.1.0")]], "10.0.1.0 is not in 10.0.0.0/24"),
+        ([[IPRange("10.0.0.0/24", "", "fd00::1")]], "fd00::1 is not in"),
+        ([[IPRange("10.0.0.0/24", "10.0.0.9", "10.0.0.8")]], "10.0.0.9 comes after 10.0.0.8"),
+        ([[IPRange("10.0.0.0/24"), IPRange("fd00::/64")]], "both families"),
+        ([[IPRange("10.0.0.0/24")], [IPRange("10.1.0.0/24")]], "two lists are of one family"),
+    ],
+)
+def test_wrong_ranges(given, said):
+    with pytest.raises(CniError, match=said) as error:
+        read_ranges(given)
+    assert error.value.code == 7

@@ -13,7 +13,7 @@ def test_the_conflist_is_what_a_runtime_takes_for_a_pod_network():
                 "type": "poplin-cni",
                 "socket": "/run/poplin/cni.sock",
                 "stateDir": "/var/lib/poplin",
-                "capabilities": {"ips": True, "mac": True, "portMappings": True, "bandwidth": True},
+                "capabilities": dict.fromkeys(("ips", "ipRanges", "mac", "portMappings", "bandwidth"), True),
             }
         ],
     }

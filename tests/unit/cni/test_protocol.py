@@ -36,6 +36,7 @@ def test_all_that_a_runtime_may_pass_is_read():
             "capabilities": {"ips": True, "mac": True},
             "runtimeConfig": {
                 "ips": ["fd00::5/64", "10.0.0.5"],
+                "ipRanges": [[{"subnet": "10.0.0.0/24", "rangeStart": "10.0.0.9", "gateway": "10.0.0.1"}]],
                 "mac": "C2:11:22:33:44:55",
                 "portMappings": [
                     {"hostPort": 8080, "containerPort": 80, "protocol": "tcp", "hostIP": "192.0.2.1"},
@@ -50,6 +51,7 @@ def test_all_that_a_runtime_may_pass_is_read():
         CNI_ARGS="IgnoreUnknown=1;K8S_POD_NAMESPACE=ns;K8S_POD_NAME=web;K8S_POD_INFRA_CONTAINER_ID=i;K8S_POD_UID=u",
     )
     assert request.requested_addresses == (ip_address("10.0.0.5"), ip_address("fd00::5"))
+    assert request.address_ranges == ((ip_address("10.0.0.9"), ip_address("10.0.0.255")),)
     assert request.requested_mac == "c2:11:22:33:44:55"
     assert request.port_mappings == (PortMapping(TransportProtocol.TCP, 8080, 80, ip_address("192.0.2.1")),)
     assert (request.ingress, request.egress) == (Limit(1000, 2000), None)
@@ -70,6 +72,9 @@ def test_null_members_are_absent_members():
         ({"ips": ["10.0.0.500"]}, 7),
         ({"ips": "10.0.0.5"}, 6),
         ({"ips": [5]}, 6),
+        ({"ipRanges": [{"subnet": "10.0.0.0/24"}]}, 6),
+        ({"ipRanges": [[{"rangeStart": "10.0.0.1"}]]}, 6),
+        ({"ipRanges": [[{"subnet": "10.0.0.0"}, {"subnet": "fd00::/64"}]]}, 7),
         ({"mac": "01:00:5e:00:00:01"}, 7),
         ({"mac": "00:00:00:00:00:00"}, 7),
         ({"mac": "0a:00:00:00:00"}, 7),

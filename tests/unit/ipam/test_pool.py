@@ -187,3 +187,51 @@ def test_no_address_has_two_owners_none_is_lost_and_none_returns_early_without_n
         assert node.owners() == owners
         for version in (4, 6):
             assert node.free_count(version) == capacity[version] - sum(a.version == version for a in owners)
+
+
+def spans(*texts_):
+    return [tuple(map(ip_address, text.split("-"))) for text in texts_]
+
+
+def test_an_address_comes_from_the_ranges_alone_in_turn_and_again_when_it_must():
+    node = pool("10.0.0.0/24", "fd00::/64")
+    within = spans("10.0.0.254-10.0.1.9", "10.0.0.7-10.0.0.8")
+    taken = [node.allocate(f"{n}", now_s=0, within=within) for n in range(3)]
+    assert [str(a) for a, _ in taken] == ["10.0.0.254", "10.0.0.7", "10.0.0.8"]
+    assert [str(b) for _, b in taken] == ["fd00::1", "fd00::2", "fd00::3"]
+    with pytest.raises(PoolExhaustedError, match=r"10\.0\.0\.7-10\.0\.0\.8: every IPv4 address"):
+        node.allocate("more", now_s=0, within=within)
+    assert len(node.owners()) == 6
+    node.release(taken[1], now_s=1)
+    node.release(node.allocate("elsewhere", now_s=1), now_s=0)
+    assert str(node.allocate("early", now_s=2, within=within)[0]) == "10.0.0.7"
+
+
+@pytest.mark.parametrize(
+    "span", ["10.0.1.0-10.0.1.9", "10.0.0.0-10.0.0.0", "10.0.0.255-10.0.0.255", "fd00::-fd00::9"]
+)
+def test_ranges_that_the_node_has_nothing_of_are_invalid_input(span):
+    node = pool("10.0.0.0/24")
+    with pytest.raises(InvalidInputError):
+        node.allocate("a", now_s=0, within=spans(span))
+    assert node.owners() == {}
+
+
+SPAN = st.tuples(st.integers(0, 20), st.integers(0, 20)).map(sorted)
+
+
+@given(asked=st.lists(st.lists(SPAN, max_size=3), max_size=20))
+def test_whoever_asks_for_ranges_gets_what_is_free_there(asked):
+    base = ip_network("10.0.0.0/28")
+    node = pool(str(base))
+    free = {base[n] for n in range(1, 15)}
+    for number, offsets in enumerate(asked):
+        within = [(base[0] + first, base[0] + last) for first, last in offsets]
+        meant = {a for a in free if not within or any(first <= a <= last for first, last in within)}
+        try:
+            [address] = node.allocate(f"{number}", now_s=0, within=within)
+        except (PoolExhaustedError, InvalidInputError):
+            assert not meant
+        else:
+            assert address in meant
+            free.remove(address)
