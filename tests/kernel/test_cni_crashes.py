@@ -132,6 +132,7 @@ class Life:
         self.reaping.cancel()
         await asyncio.gather(self.reaping, return_exceptions=True)
         self.pods.close()
+        self.reconciler.close()
         self.host_ports.close()
         self.store.close()
 

@@ -74,6 +74,7 @@ class Agent:
             self._policies = Policies(self._source, config.node_name, self._registry.all)
             stack.callback(self._policies.close)
             reconciler = Reconciler(config, self._registry, host_ports)
+            stack.callback(reconciler.close)
             pods = Pods(
                 self._registry,
                 host_ports,

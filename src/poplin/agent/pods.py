@@ -92,8 +92,9 @@ class Pods:
         self.ports = self._wirer.ports
 
     def close(self) -> None:
-        """Wait for the wiring under way."""
+        """Wait for the wiring under way, and close its sockets."""
         self._threads.shutdown()
+        self._wirer.close()
 
     async def add(self, request: Request, netns_fd: int) -> Result:
         """Attach a pod: address, veth, routes, neighbours, and its host ports."""

@@ -129,6 +129,11 @@ class Reconciler:
         self.route_ports = frozenset({self._route.port})
         self.nft_ports = frozenset({self._nft.port})
 
+    def close(self) -> None:
+        """Close the sockets; no pass is under way."""
+        self._route.close()
+        self._nft.close()
+
     def forget(self) -> None:
         """Read the kernel anew in the next pass: something changed it, or it is time for an audit."""
         self._state = None

@@ -47,6 +47,11 @@ class Wirer:
             self._sockets.put(socket)
         self.ports = frozenset(socket.port for socket in sockets)
 
+    def close(self) -> None:
+        """Close the sockets, none of which is at work."""
+        while not self._sockets.empty():
+            self._sockets.get().close()
+
     def wire(self, attachment: Attachment, netns_fd: int) -> int:
         """Make both ends of an attachment. Give the cookie of the pod's namespace.
 

@@ -62,6 +62,8 @@ class StandInWirer:
 
     def reap(self): ...
 
+    def close(self): ...
+
 
 def request(container_id):
     return Request(
