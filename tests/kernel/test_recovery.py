@@ -1,4 +1,7 @@
-"""A damaged or lost store of attachments: the pods go on, and no address that one of them has is given again."""
+"""What an agent makes of a store that is damaged or lost, and of one whose pods a boot of the machine has ended."""
+
+import sqlite3
+from contextlib import closing
 
 import pytest
 
@@ -82,3 +85,49 @@ def test_pods_outlive_their_store(tmp_path, harm):
         node.wait_ready(peers=1)
         assert node.quiet()["pods"] == 2
         assert probe_pairs(c.pods, c.versions) == []
+
+
+def reboot(node):
+    """Leave of a node what a boot leaves: its uplink, and the files that are not in /run."""
+    node.kill()
+    links = [f"link del {link}" for link in node.links() - {"lo", "eth0"}]
+    for pod in list(node.pods):
+        node.drop(pod)
+    wait_for(lambda: not any(link.startswith("pop") for link in node.links()), "the pods' links go")
+    node.ip_do(*(line for line in links if line.split()[-1] in node.links()))
+    for family in ("-4", "-6"):
+        node.run("ip", family, "route", "flush", "proto", "112")
+    node.run("nft", "flush", "ruleset")
+    node.run("sysctl", "-w", "net.ipv4.ip_forward=0", "net.ipv6.conf.all.forwarding=0")
+    for path in node.run_dir.iterdir():
+        path.unlink()
+    with closing(sqlite3.connect(node.state_dir / "attachments.db")) as store:
+        store.execute("UPDATE boot SET boot_id = 'the one before'")
+        store.commit()
+
+
+@pytest.mark.parametrize("harm", [None, cut])
+def test_after_a_boot_the_agent_starts_clean_and_pods_come_back(tmp_path, harm):
+    with cluster(tmp_path, nodes=2) as c:
+        node, far = c.nodes
+        far.add_pod()
+        node.wait_ready(peers=1)
+        empty = kernel_state(node)
+        old = [node.add_pod(), node.add_pod(**PORTS), node.add_pod()]
+        reboot(node)
+        if harm is not None:
+            harm(node.state_dir / "attachments.db")
+        # The kubelet finds its pods without sandboxes: some it ends before the agent is there, others after.
+        assert node.cni("DEL", old[0]).status == 0
+        node.start()
+        node.wait_ready(peers=1)
+        assert node.quiet()["pods"] == 0
+        assert kernel_state(node) == empty
+        assert [node.cni("DEL", pod).status for pod in old[1:]] == [0, 0]
+        new = [node.add_pod(), node.add_pod(**PORTS), node.add_pod()]
+        assert len({address for pod in new for address in pod.addresses.values()}) == len(new) * len(
+            c.versions
+        )
+        assert probe_pairs(c.pods, c.versions) == []
+        assert node.cni("CHECK", new[1], prevResult=new[1].result).output == ""
+        assert list((node.state_dir / "deleted").iterdir()) == []

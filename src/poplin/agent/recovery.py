@@ -76,11 +76,7 @@ def damage(path: Path) -> PoplinError | None:
 def read_attachments() -> list[Attachment]:
     """Give the attachments whose host links stand in the thread's namespace. Raises KernelError."""
     with RouteSocket() as host, NftSocket() as tables:
-        links = [
-            link
-            for link in host.links()
-            if link.kind == "veth" and link.group == POD_LINK_GROUP and link.alias
-        ]
+        links = [link for link in host.links() if link.kind == "veth" and link.group == POD_LINK_GROUP]
         state = read_state(host, redirected=())
         table = tables.read_table(HOST_PORTS)
         mappings = list(decode_entries(table)) if table else []
@@ -108,7 +104,7 @@ def _read_attachment(link: Link, state: NetworkState) -> Attachment:
     routed = {ip_address(r.destination.network_address) for r in state.routes if r.link == link.name}
     buckets = {one.link: one for one in state.shaping if isinstance(one, TokenBucket)}
     return Attachment(
-        container_id=link.name if slash else owner,
+        container_id=link.name if slash or not owner else owner,
         ifname=ifname or FIRST_INTERFACE,
         netns="",
         addresses=_one_of_each_family(routed.union(n.address for n in neighbours)),
