@@ -27,12 +27,23 @@ def cut(path):
     path.write_bytes(path.read_bytes()[:5000])
 
 
+def empty(path):
+    lose(path)
+    path.touch()
+
+
+def garble(path):
+    with closing(sqlite3.connect(path)) as store:
+        store.execute("UPDATE attachment SET state = 'nonsense'")
+        store.commit()
+
+
 def lose(path):
     for one in path.parent.glob(f"{path.name}*"):
         one.unlink()
 
 
-@pytest.mark.parametrize("harm", [overwrite, cut, lose])
+@pytest.mark.parametrize("harm", [overwrite, cut, empty, garble, lose])
 def test_pods_outlive_their_store(tmp_path, harm):
     with cluster(tmp_path, nodes=2) as c:
         node, far = c.nodes
@@ -112,7 +123,7 @@ def test_after_a_boot_the_agent_starts_clean_and_pods_come_back(tmp_path, harm):
         node, far = c.nodes
         far.add_pod()
         node.wait_ready(peers=1)
-        empty = kernel_state(node)
+        podless = kernel_state(node)
         old = [node.add_pod(), node.add_pod(**PORTS), node.add_pod()]
         reboot(node)
         if harm is not None:
@@ -122,7 +133,7 @@ def test_after_a_boot_the_agent_starts_clean_and_pods_come_back(tmp_path, harm):
         node.start()
         node.wait_ready(peers=1)
         assert node.quiet()["pods"] == 0
-        assert kernel_state(node) == empty
+        assert kernel_state(node) == podless
         assert [node.cni("DEL", pod).status for pod in old[1:]] == [0, 0]
         new = [node.add_pod(), node.add_pod(**PORTS), node.add_pod()]
         assert len({address for pod in new for address in pod.addresses.values()}) == len(new) * len(

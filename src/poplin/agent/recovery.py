@@ -43,7 +43,7 @@ def open_store(path: Path) -> AttachmentStore:
     """
     if path.exists():
         try:
-            return AttachmentStore.open(path)
+            return _open_whole(path)
         except DamagedError as error:
             log.warning("attachment database set aside", extra={"error": str(error), "to": f"{path}{ASIDE}"})
         for suffix in ("", *_LOGS):
@@ -59,6 +59,19 @@ def open_store(path: Path) -> AttachmentStore:
             log.info("attachment taken over from the kernel", extra={"link": attachment.host_link})
     draft.replace(path)
     return AttachmentStore.open(path)
+
+
+def _open_whole(path: Path) -> AttachmentStore:
+    # To SQLite a file of no bytes is a new database; here none is put in place before it is filled.
+    if path.stat().st_size == 0:
+        raise DamagedError("the attachment database is empty", where=str(path))
+    store = AttachmentStore.open(path)
+    try:
+        store.all()
+    except BaseException:
+        store.close()
+        raise
+    return store
 
 
 def damage(path: Path) -> PoplinError | None:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Final, Self
+from typing import Any, Final, Self
 
 from poplin.ipam.pool import REST_S
 from poplin.model.attachment import Attachment, AttachmentState, Limit, PortMapping
@@ -193,52 +193,17 @@ class AttachmentStore:
             execute("DELETE FROM address WHERE container_id IS NULL AND freed_at_s <= ?", (now_s - REST_S,))
 
     def all(self) -> list[Attachment]:
-        """Every attachment, in order of its key."""
+        """Every attachment, in order of its key. Raises DamagedError for a row that says nothing."""
         with _explained(self._path):
             rows = self._connection.execute(_SELECT_ATTACHMENTS).fetchall()
             owned = self._connection.execute(
                 "SELECT container_id, ifname, address FROM address WHERE container_id IS NOT NULL"
             ).fetchall()
             mapped = self._connection.execute(_SELECT_MAPPINGS).fetchall()
-        mappings: dict[Key, list[PortMapping]] = {}
-        for container_id, ifname, *columns in mapped:
-            mappings.setdefault((container_id, ifname), []).append(_port_mapping(*columns))
-        addresses: dict[Key, list[IPAddress]] = {}
-        for container_id, ifname, address in owned:
-            addresses.setdefault((container_id, ifname), []).append(ip_address(address))
-        return [
-            Attachment(
-                container_id=container_id,
-                ifname=ifname,
-                netns=netns,
-                addresses=tuple(sorted(addresses.get((container_id, ifname), ()), key=lambda a: a.version)),
-                mac=mac,
-                mtu_bytes=mtu_bytes,
-                host_link=host_link,
-                pod_namespace=pod_namespace,
-                pod_name=pod_name,
-                pod_uid=pod_uid,
-                state=AttachmentState(state),
-                netns_cookie=netns_cookie,
-                port_mappings=tuple(mappings.get((container_id, ifname), ())),
-                ingress=_limit(*limits[:2]),
-                egress=_limit(*limits[2:]),
-            )
-            for (
-                container_id,
-                ifname,
-                netns,
-                mac,
-                mtu_bytes,
-                host_link,
-                pod_namespace,
-                pod_name,
-                pod_uid,
-                state,
-                netns_cookie,
-                *limits,
-            ) in rows
-        ]
+        try:
+            return _read_attachments(rows, owned, mapped)
+        except ValueError as error:
+            raise _damage(self._path, str(error)) from error
 
     def resting(self, now_s: float) -> list[tuple[IPAddress, float]]:
         """(address, seconds since it was freed) of each that still rests at `now_s` (Unix time).
@@ -299,6 +264,58 @@ class AttachmentStore:
         return PoplinError(what, where=str(self._path), remedy=remedy)
 
 
+def _damage(path: Path, why: str) -> DamagedError:
+    return DamagedError(
+        f"the attachment database is damaged ({why})",
+        where=str(path),
+        remedy="restart the agent: it sets the file aside and takes the pods over from the kernel",
+    )
+
+
+def _read_attachments(
+    rows: list[tuple[Any, ...]], owned: list[tuple[Any, ...]], mapped: list[tuple[Any, ...]]
+) -> list[Attachment]:
+    mappings: dict[Key, list[PortMapping]] = {}
+    for container_id, ifname, *columns in mapped:
+        mappings.setdefault((container_id, ifname), []).append(_port_mapping(*columns))
+    addresses: dict[Key, list[IPAddress]] = {}
+    for container_id, ifname, address in owned:
+        addresses.setdefault((container_id, ifname), []).append(ip_address(address))
+    return [
+        Attachment(
+            container_id=container_id,
+            ifname=ifname,
+            netns=netns,
+            addresses=tuple(sorted(addresses.get((container_id, ifname), ()), key=lambda a: a.version)),
+            mac=mac,
+            mtu_bytes=mtu_bytes,
+            host_link=host_link,
+            pod_namespace=pod_namespace,
+            pod_name=pod_name,
+            pod_uid=pod_uid,
+            state=AttachmentState(state),
+            netns_cookie=netns_cookie,
+            port_mappings=tuple(mappings.get((container_id, ifname), ())),
+            ingress=_limit(*limits[:2]),
+            egress=_limit(*limits[2:]),
+        )
+        for (
+            container_id,
+            ifname,
+            netns,
+            mac,
+            mtu_bytes,
+            host_link,
+            pod_namespace,
+            pod_name,
+            pod_uid,
+            state,
+            netns_cookie,
+            *limits,
+        ) in rows
+    ]
+
+
 def _columns(limit: Limit | None) -> tuple[int | None, int | None]:
     return (limit.rate_bits_s, limit.burst_bits) if limit is not None else (None, None)
 
@@ -327,11 +344,7 @@ def _explained(path: Path) -> Iterator[None]:
         # Errors of ours and of the module itself have no code.
         match getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT) & 0xFF:
             case sqlite3.SQLITE_CORRUPT | sqlite3.SQLITE_NOTADB:
-                raise DamagedError(
-                    f"the attachment database is damaged ({error})",
-                    where=str(path),
-                    remedy="restart the agent: it sets the file aside and takes the pods over from the kernel",
-                ) from error
+                raise _damage(path, str(error)) from error
             case sqlite3.SQLITE_FULL | sqlite3.SQLITE_IOERR:
                 raise TemporaryError(
                     f"the attachment database cannot be written ({error})",

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from poplin.datastore import attachments
-from poplin.datastore.attachments import AttachmentStore, checkpoint
+from poplin.datastore.attachments import AttachmentStore, DamagedError, checkpoint
 from poplin.ipam.pool import REST_S, NodePool
 from poplin.model.attachment import Attachment, AttachmentState, Limit, PortMapping
 from poplin.model.cluster import TransportProtocol
@@ -287,6 +287,18 @@ def test_a_damaged_database_is_one_clear_error_and_stays_as_it_is(path, damage):
     ):
         AttachmentStore.open(path)
     assert path.read_bytes() == damaged
+
+
+@pytest.mark.parametrize(
+    "garble", ["UPDATE attachment SET state = 'neither'", "UPDATE address SET address = '10.0.0'"]
+)
+def test_a_row_that_says_nothing_is_damage(path, garble):
+    store = AttachmentStore.open(path)
+    store.add(attachment("a", "10.1.0.0"))
+    store._connection.execute(garble)
+    with pytest.raises(DamagedError, match=r"the attachment database is damaged .*restart the agent"):
+        store.all()
+    store.close()
 
 
 def test_a_database_of_another_version_is_left_alone(path):
