@@ -106,3 +106,31 @@ def test_no_connection_is_lost_while_a_deployment_is_replaced(lab):
         assert asking.poll() is None, "the load ended before the replacement did"
         output, _ = asking.communicate(timeout=100)
     assert output.splitlines() == ["done"]
+
+
+@pytest.mark.parametrize("policy", ["Cluster", "Local"])
+def test_explain_says_what_the_kernel_draws(lab, policy):
+    name = f"told-{policy.lower()}"
+    apply(lab, deployment(name, 1, container(ports=[PORT])), service(name, internalTrafficPolicy=policy))
+    lab.kubectl("rollout", "status", f"deployment/{name}", "--timeout=60s")
+
+    def drawn(node):
+        line = [POPLIN, "explain", "--kubeconfig", lab.kubeconfig, "-o", "json", f"node/{node}", name]
+        done = subprocess.run(line, capture_output=True, text=True, timeout=30, check=True)
+        return {
+            (one["address"], one["verdict"]): {end["address"] for end in one["endpoints"] if end["drawn"]}
+            for one in json.loads(done.stdout)["services"]
+        }
+
+    def in_kernel(node):
+        return {
+            (one["address"], one["verdict"]): {end["address"] for end in one["endpoints"] if end["inside"]}
+            for one in served(lab, name, node)
+        }
+
+    for node in ("node-1", "node-2"):
+        wait_until(
+            lambda node=node: len(drawn(node)) == 2 and drawn(node) == in_kernel(node), f"{node} agrees"
+        )
+    found = [bool(ends) for node in ("node-1", "node-2") for ends in drawn(node).values()]
+    assert sorted(found) == ([True] * 4 if policy == "Cluster" else [False, False, True, True])

@@ -11,10 +11,10 @@ import socket
 import threading
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
-from poplin.compile.services.endpoints import Place
+from poplin.compile.services.endpoints import Place, place_at
 from poplin.compile.services.flows import stale_flows
 from poplin.compile.services.frontend import Frontend, Kind
 from poplin.compile.services.health import HealthCheck
@@ -32,7 +32,6 @@ from poplin.plan.nftables import AddElements, DeleteElements, Operation, plan_ta
 log = logging.getLogger(__name__)
 
 KEY: Final = TableKey(Family.INET, TABLE)
-ZONE_LABEL: Final = "topology.kubernetes.io/zone"
 
 MANY: Final = 1000
 
@@ -148,15 +147,12 @@ class ServiceRules:
         return len(operations), udp
 
     def _place(self, own: Node) -> Place:
-        addresses = (*own.internal_addresses, *own.external_addresses)
-        return Place(
-            own.name, own.labels.get(ZONE_LABEL, ""), addresses, tuple(self._node_port_addresses(own))
-        )
-
-    def _node_port_addresses(self, own: Node) -> Iterator[IPAddress]:
+        place = place_at(own)
         if not self._node_port_networks:
-            yield from {address.version: address for address in reversed(own.internal_addresses)}.values()
-            return
+            return place
+        return replace(place, node_port_addresses=tuple(self._node_port_addresses()))
+
+    def _node_port_addresses(self) -> Iterator[IPAddress]:
         local = {one.interface.ip for one in self._route.addresses()}
         for address in sorted(local, key=lambda ip: (ip.version, int(ip))):
             chosen = any(address in network for network in self._node_port_networks)

@@ -2,15 +2,17 @@
 
 import asyncio
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Protocol
 
 import msgspec
 import typer
 from rich.console import Console
 
 from poplin.cli.output import Format, Output
+from poplin.cli.passage import Passage, describe, follow, passage_json, read_services
 from poplin.compile.policy.question import (
     Answer,
     End,
@@ -23,28 +25,51 @@ from poplin.compile.policy.question import (
     to_end,
 )
 from poplin.compile.policy.world import Explanation, PolicyState, build_world
+from poplin.compile.services.listing import KINDS
 from poplin.datastore.core import NAMESPACES, NODES, PODS
 from poplin.datastore.documents import flatten
 from poplin.datastore.kubeconfig import find_access
 from poplin.datastore.kubernetes import KubernetesSource
 from poplin.datastore.network_policy import NETWORK_POLICIES
 from poplin.datastore.offline import is_stand_in, read_documents, to_policy_state
-from poplin.model.errors import InvalidInputError
+from poplin.datastore.service import ENDPOINT_SLICES, SERVICES
+from poplin.model.errors import InvalidInputError, PoplinError
 from poplin.model.policy import Verdict, protocol_name
 
 Answers = Sequence[Answer]
 WORDS = {True: "allowed", False: "denied"}
 COLOURS = {True: "green", False: "red"}
+Documents = list[dict[str, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What was asked of a cluster: the connections, and the ways through a Service that lead to them."""
+
+    answers: Answers
+    passages: Sequence[Passage] = ()
+    problems: Sequence[PoplinError] = ()
+
+
+class Question(Protocol):
+    """`derive`: Services may lack clusterIPs and slices, see `read_services`."""
+
+    def __call__(self, state: PolicyState, documents: Documents, *, derive: bool) -> Found: ...
 
 
 def explain(
     source: Annotated[str, typer.Argument(help="NAMESPACE/POD, POD, node/NAME or an address.")] = "",
     destination: Annotated[
-        str, typer.Argument(help="The same, with :PORT[/PROTO]. PORT may be a port's name, or icmp.")
+        str,
+        typer.Argument(
+            help="The same, or a Service (SERVICE, svc/SERVICE), with :PORT[/PROTO]. PORT may be a port's name, or icmp."
+        ),
     ] = "",
     files: Annotated[
         list[Path] | None,
-        typer.Option("-f", "--filename", help="YAML of pods, namespaces, policies. [default: the cluster]"),
+        typer.Option(
+            "-f", "--filename", help="YAML of pods, namespaces, policies, Services. [default: the cluster]"
+        ),
     ] = None,
     whole: Annotated[bool, typer.Option("--all", help="Every pod to every other, as a matrix.")] = False,
     port: Annotated[
@@ -64,6 +89,9 @@ def explain(
 ) -> None:
     """Say whether a connection is allowed, in each direction, and which policy and rule says so.
 
+    A Service, by its name or an address, is followed to its endpoints: which may be drawn from where the
+    source is, and why the others may not; and what policy says of each. Where a pod has the same name, write svc/SERVICE.
+
     Example: poplin explain shop/web shop/db:5432
 
     Example: poplin explain --all -f cluster.yaml --with new-policy.yaml
@@ -74,44 +102,58 @@ def explain(
         )
     documents = read_documents(files) if files else asyncio.run(_read_cluster(kubeconfig))
     state, problems = to_policy_state(documents)
-    after: PolicyState | None = None
-    if changes:
-        after, problems = to_policy_state([*documents, *read_documents(changes)])
     answer = _all_questions(port) if whole else _question(source, destination, namespace)
-    answers = answer(state)
-    later = answer(after) if after is not None else None
+    try:
+        now = last = answer(state, documents, derive=bool(files))
+    except InvalidInputError:
+        if not changes:
+            raise
+        now = last = Found(())  # an end, perhaps, that is yet to be applied
+    later: Found | None = None
+    if changes:
+        documents = [*documents, *read_documents(changes)]
+        state, problems = to_policy_state(documents)
+        # A Service that is not applied yet has no slices in the cluster either.
+        later = last = answer(state, documents, derive=True)
     if output is Format.JSON:
-        typer.echo(msgspec.json.format(msgspec.json.encode(_to_json(answers, later))))
+        typer.echo(msgspec.json.format(msgspec.json.encode(_to_json(now, later))))
     else:
-        _print(Console(highlight=False, soft_wrap=True), answers, later, whole=whole)
-    for text in [*map(str, problems), *_policy_problems(after or state)]:
+        _print(Console(highlight=False, soft_wrap=True), now, later, whole=whole)
+    for text in [*map(str, (*problems, *last.problems)), *_policy_problems(state)]:
         typer.echo(f"poplin: {text}", err=True)
 
 
-async def _read_cluster(kubeconfig: Path | None) -> list[dict[str, Any]]:
-    """The objects that policy depends on, as the API server has them now."""
-    documents: list[dict[str, Any]] = []
+async def _read_cluster(kubeconfig: Path | None) -> Documents:
+    """The objects that policy and Services depend on, as the API server has them now."""
+    documents: Documents = []
     async with KubernetesSource(find_access(os.environ, kubeconfig=kubeconfig)) as source:
-        for resource in (NAMESPACES, NODES, PODS, NETWORK_POLICIES):
+        for resource in (NAMESPACES, NODES, PODS, NETWORK_POLICIES, SERVICES, ENDPOINT_SLICES):
             body = await source.client.request("GET", resource.path())
             documents += flatten([msgspec.json.decode(body)], resource.path())
     return documents
 
 
-def _question(source: str, destination: str, namespace: str) -> Callable[[PolicyState], Answers]:
-    def answer(state: PolicyState) -> Answers:
+def _question(source: str, destination: str, namespace: str) -> Question:
+    def answer(state: PolicyState, documents: Documents, *, derive: bool) -> Found:
         name, port = split_target(destination)
-        ends = find_end(state, source, namespace), find_end(state, name, namespace)
-        world = build_world(state)
-        return [ask(world, *ends, service) for service in find_services(ends[1], port)]
+        start, world = find_end(state, source, namespace), build_world(state)
+        services, problems = read_services(documents, derive=derive)
+        passages = follow(services, state, world, start, (name, port), namespace)
+        if passages:
+            return Found([one for way in passages for one in way.answers.values()], passages, problems)
+        end = find_end(state, name, namespace)
+        return Found(
+            [ask(world, start, end, service) for service in find_services(end, port)], problems=problems
+        )
 
     return answer
 
 
-def _all_questions(port: str) -> Callable[[PolicyState], Answers]:
-    def answer(state: PolicyState) -> Answers:
+def _all_questions(port: str) -> Question:
+    def answer(state: PolicyState, documents: Documents, *, derive: bool) -> Found:
+        del documents, derive  # pods alone are asked for
         ends = sorted(map(to_end, living(state.pods)), key=lambda end: end.title)
-        return ask_all(build_world(state), ends, port)
+        return Found(ask_all(build_world(state), ends, port))
 
     return answer
 
@@ -135,18 +177,17 @@ def _changed(before: Answers, after: Answers) -> list[tuple[Answer | None, Answe
 # Text
 
 
-def _print(console: Console, answers: Answers, later: Answers | None, *, whole: bool) -> None:
+def _print(console: Console, now: Found, later: Found | None, *, whole: bool) -> None:
     if not whole:
-        for one in answers:
-            _print_answer(console, one)
-        for one in later or ():
+        _print_found(console, now)
+        if later is not None:
             console.print("[bold]with the change[/]")
-            _print_answer(console, one)
+            _print_found(console, later)
         return
-    _print_matrix(console, later if later is not None else answers)
+    _print_matrix(console, (later or now).answers)
     if later is not None:
-        changed = _changed(answers, later)
-        console.print(f"\n[bold]{len(changed)} of {len(later)} connections would change[/]")
+        changed = _changed(now.answers, later.answers)
+        console.print(f"\n[bold]{len(changed)} of {len(later.answers)} connections would change[/]")
         for old, new in changed:
             was = "new" if old is None else WORDS[old.allowed]
             console.print(" -> ".join(_name(new)[:2]), f"{new.service}: {was}, then {_coloured(new.allowed)}")
@@ -155,6 +196,35 @@ def _print(console: Console, answers: Answers, later: Answers | None, *, whole: 
 
 def _coloured(allowed: bool) -> str:
     return f"[{COLOURS[allowed]}]{WORDS[allowed]}[/]"
+
+
+def _print_found(console: Console, found: Found) -> None:
+    for way in found.passages:
+        _print_passage(console, way)
+    for one in () if found.passages else found.answers:
+        _print_answer(console, one)
+
+
+def _print_passage(console: Console, passage: Passage) -> None:
+    route, frontend = passage.route, passage.route.frontend
+    service = f"Service {route.service.namespace}/{route.service.name}"
+    address = "" if is_stand_in(frontend.address) else f" {frontend.address}"
+    way = f"{KINDS[frontend.kind]}{address} {frontend.port.protocol} {frontend.number}"
+    colour = {"allowed": "green", "partly allowed": "yellow"}.get(passage.outcome, "red")
+    at = f", at {route.place.node_name}" if route.from_outside else ""
+    console.print(
+        f"{_end(passage.source)} -> {service} ({way}){at}: [{colour}]{passage.outcome}[/]", markup=True
+    )
+    for line in describe(passage):
+        console.print(f"  {line}", markup=False)
+    for one in route.candidates:
+        answer = passage.answers.get(one)
+        node = f" on {one.node_name}" if one.node_name else ""
+        verdict = f": {_coloured(answer.allowed)}" if answer else ""
+        drawn = "drawn" if one.drawn else "not drawn"
+        console.print(f"  {_end(passage.ends[one])} {one.port}{node} {drawn} ({one.reason}){verdict}")
+        if answer:
+            _print_verdicts(console, answer.explanations, "    ")
 
 
 def _print_answer(console: Console, answer: Answer) -> None:
@@ -168,7 +238,7 @@ def _end(end: End) -> str:
     return f"{end.title} ({addresses})" if addresses and addresses != end.title else end.title
 
 
-def _print_verdicts(console: Console, explanations: Sequence[Explanation]) -> None:
+def _print_verdicts(console: Console, explanations: Sequence[Explanation], indent: str = "  ") -> None:
     """Both directions; once for both families where these agree."""
     groups: dict[tuple[Verdict, Verdict], list[int]] = {}
     for one in explanations:
@@ -177,7 +247,7 @@ def _print_verdicts(console: Console, explanations: Sequence[Explanation]) -> No
         family = f" IPv{versions[0]}" if len(groups) > 1 else ""
         for verdict in verdicts:
             line = f"{_coloured(verdict.allowed)} by {_reason(verdict)}"
-            console.print(f"  {verdict.direction + family:8} {line}")
+            console.print(f"{indent}{verdict.direction + family:8} {line}")
 
 
 def _reason(verdict: Verdict) -> str:
@@ -214,12 +284,16 @@ def _cell(allowed: Iterable[bool] | None, width: int) -> str:
 # JSON
 
 
-def _to_json(answers: Answers, later: Answers | None) -> dict[str, Any]:
-    found: dict[str, Any] = {"connections": list(map(_answer_json, answers))}
+def _to_json(now: Found, later: Found | None) -> dict[str, Any]:
+    found: dict[str, Any] = {"connections": list(map(_answer_json, now.answers))}
+    if now.passages:
+        found["services"] = list(map(passage_json, now.passages))
+    if later is not None and later.passages:
+        found["services_after"] = list(map(passage_json, later.passages))
     if later is not None:
         found["changes"] = [
             {"before": None if old is None else _answer_json(old), "after": _answer_json(new)}
-            for old, new in _changed(answers, later)
+            for old, new in _changed(now.answers, later.answers)
         ]
     return found
 

@@ -4,7 +4,7 @@ from ipaddress import ip_address
 
 import pytest
 
-from poplin.compile.services.endpoints import Place, choose_endpoints
+from poplin.compile.services.endpoints import Place, Reason, choose_endpoints, judge_endpoint, list_endpoints
 from poplin.model.cluster import TransportProtocol
 from poplin.model.service import Endpoint, EndpointPort, EndpointSlice, ServicePort
 
@@ -83,6 +83,51 @@ def test_who_serves(row):
     endpoints, cluster, local, anywhere = ROWS[row]
     choice = choose_endpoints([in_slice(*endpoints)], HTTP, 4, HERE)
     assert (chosen(choice.cluster), chosen(choice.local), choice.anywhere) == (cluster, local, anywhere)
+
+
+def reasons(*endpoints, local=False, place=HERE):
+    slices = [in_slice(*endpoints)]
+    choice = choose_endpoints(slices, HTTP, 4, place)
+    chosen_by = choice.local if local else choice.cluster
+    return [
+        judge_endpoint(target, one, choice, place, local=local, drawn=target in chosen_by).name
+        for target, one in list_endpoints(slices, HTTP, 4)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("endpoints", "cluster", "local"),
+    [
+        ((endpoint(1), endpoint(2, node="there")), ["READY", "READY"], ["READY", "ELSEWHERE"]),
+        ((endpoint(1), endpoint(2, ready=False)), ["READY", "NOT_READY"], ["READY", "NOT_READY"]),
+        ((endpoint(1), ending(2)), ["READY", "ENDING"], ["READY", "ENDING"]),
+        ((ending(1), ending(2, node="there")), ["LAST", "LAST"], ["LAST", "ELSEWHERE"]),
+        ((ending(1), endpoint(2, node="there")), ["ENDING", "READY"], ["LAST", "ELSEWHERE"]),
+        ((ending(1, serving=False),), ["STOPPED"], ["STOPPED"]),
+        (
+            (endpoint(1, zones=("a",)), endpoint(2, zones=("b",))),
+            ["READY", "HINTED_AWAY"],
+            ["READY", "READY"],
+        ),
+        ((endpoint(1, zones=("b",)), endpoint(2)), ["HINTS_UNUSED", "READY"], ["READY", "READY"]),
+    ],
+)
+def test_why_an_endpoint_is_drawn_or_not(endpoints, cluster, local):
+    assert (reasons(*endpoints), reasons(*endpoints, local=True)) == (cluster, local)
+
+
+DRAWN = {Reason.READY, Reason.HINTS_UNUSED, Reason.LAST}
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_a_reason_is_one_for_what_was_chosen(row):
+    endpoints, cluster, local, _ = ROWS[row]
+    for expected, by_local in ((cluster, False), (local, True)):
+        said = {
+            int(one.address.packed[3]): Reason[name] in DRAWN
+            for one, name in zip(endpoints, reasons(*endpoints, local=by_local), strict=True)
+        }
+        assert sorted(number for number, drawn in said.items() if drawn) == expected
 
 
 def test_a_node_without_a_zone_is_in_none():
