@@ -86,8 +86,9 @@ def test_pods_outlive_their_store(tmp_path, harm):
         assert "8080" not in node.run("nft", "list", "ruleset")
         node.drop(rich)
 
-        # What is mended later is a pod like any other.
+        # It is mended like any other pod, on both sides.
         node.ip_do(f"link set {plain.host_link} down")
+        plain.run("ip", "link", "set", "eth0", "down")
         wait_for(lambda: probe_pairs([plain, new], c.versions) == [], "the pod is mended")
         aside.unlink(missing_ok=True)
         assert not any("set aside" in text for text in node.status()["problems"])

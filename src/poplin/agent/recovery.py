@@ -6,15 +6,15 @@ the host link is derived from it, so the runtime's DEL, CHECK and GC find the at
 
 import logging
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Final
 
 from poplin.agent.host_ports import KEY as HOST_PORTS
-from poplin.agent.wiring import is_wired, read_state
+from poplin.agent.wiring import read_state
 from poplin.compile.host_ports import decode_entries
 from poplin.compile.pod import FIRST_INTERFACE
 from poplin.dataplane.netlink.route_socket import RouteSocket
@@ -23,7 +23,7 @@ from poplin.dataplane.nftables.socket import NftSocket
 from poplin.datastore.attachments import AttachmentStore, DamagedError
 from poplin.model.attachment import Attachment, Limit, ifb_name, pod_mac
 from poplin.model.errors import KernelError, PoplinError
-from poplin.model.kernel import POD_LINK_GROUP, IPAddress, Link, TokenBucket
+from poplin.model.kernel import POD_LINK_GROUP, Address, IPAddress, Link, TokenBucket
 from poplin.model.state import NetworkState
 from poplin.plan.network import ALIAS_PREFIX
 
@@ -33,6 +33,16 @@ ASIDE: Final = ".damaged"
 """What the name of a damaged store's file ends with."""
 
 _LOGS: Final = ("-wal", "-shm")
+
+
+@dataclass(frozen=True, slots=True)
+class _Inside:
+    """A namespace that has a name, and what is in it."""
+
+    path: Path
+    cookie: int
+    links: Mapping[str, Link]
+    addresses: Sequence[Address]
 
 
 def open_store(path: Path) -> AttachmentStore:
@@ -89,23 +99,19 @@ def damage(path: Path) -> PoplinError | None:
 def read_attachments() -> list[Attachment]:
     """Give the attachments whose host links stand in the thread's namespace. Raises KernelError."""
     with RouteSocket() as host, NftSocket() as tables:
-        links = [link for link in host.links() if link.kind == "veth" and link.group == POD_LINK_GROUP]
         state = read_state(host, redirected=())
         table = tables.read_table(HOST_PORTS)
-        mappings = list(decode_entries(table)) if table else []
-        namespaces = list(_named_namespaces())
-        found = []
-        taken: set[IPAddress] = set()
-        try:
-            for link in links:
-                attachment = _locate(_read_attachment(link, state), host, namespaces)
-                addresses = tuple(a for a in attachment.addresses if a not in taken)
-                taken.update(addresses)
-                mapped = tuple(mapping for address, mapping in mappings if address in addresses)
-                found.append(replace(attachment, addresses=addresses, port_mappings=mapped))
-        finally:
-            for _, netns_fd in namespaces:
-                os.close(netns_fd)
+    mappings = list(decode_entries(table)) if table else []
+    insides = list(_read_insides())
+    found = []
+    taken: set[IPAddress] = set()
+    for link in state.links.values():
+        if link.kind == "veth" and link.group == POD_LINK_GROUP:
+            attachment = _locate(_read_attachment(link, state), link, insides)
+            addresses = tuple(a for a in attachment.addresses if a not in taken)
+            taken.update(addresses)
+            mapped = tuple(mapping for address, mapping in mappings if address in addresses)
+            found.append(replace(attachment, addresses=addresses, port_mappings=mapped))
     return found
 
 
@@ -131,37 +137,39 @@ def _read_attachment(link: Link, state: NetworkState) -> Attachment:
     )
 
 
-def _locate(attachment: Attachment, host: RouteSocket, namespaces: Iterable[tuple[Path, int]]) -> Attachment:
+def _locate(attachment: Attachment, host: Link, insides: Iterable[_Inside]) -> Attachment:
     """Add the pod's namespace, where it has a name and its interface is the veth's other end.
 
     A pod in another place works, and is looked after on the node's side alone. The kernel's numbers of links repeat
     in other namespaces: the MAC, which is derived from the container's id, does not.
     """
-    for path, netns_fd in namespaces:
-        with suppress(KernelError), in_namespace(netns_fd, RouteSocket) as pod:
-            inside = pod.link(attachment.ifname)
-            if (
-                inside is None
-                or not is_wired(attachment, host, pod)
-                or attachment.mac not in {"", inside.mac}
-            ):
-                continue
-            own = [a.interface.ip for a in pod.addresses(link=attachment.ifname)]
+    for inside in insides:
+        link = inside.links.get(attachment.ifname)
+        if link is None or (link.index, link.parent) != (host.parent, host.index):
+            continue
+        if attachment.mac in {"", link.mac}:
+            own = (a.interface.ip for a in inside.addresses if a.link == link.name)
             return replace(
                 attachment,
-                netns=str(path),
-                netns_cookie=pod.netns_cookie,
-                mac=inside.mac,
+                netns=str(inside.path),
+                netns_cookie=inside.cookie,
+                mac=link.mac,
                 addresses=attachment.addresses or _one_of_each_family(a for a in own if not a.is_link_local),
             )
     return replace(attachment, mac=attachment.mac or pod_mac(*attachment.key))
 
 
-def _named_namespaces() -> Iterator[tuple[Path, int]]:
-    """Give the namespaces that have names, each with a descriptor that the caller closes."""
+def _read_insides() -> Iterator[_Inside]:
+    """Read the namespaces that have names."""
     for path in sorted(NAMED.iterdir()) if NAMED.exists() else ():
-        with suppress(KernelError):
-            yield path, open_netns(path)
+        with suppress(KernelError):  # one that goes just now, or a file that is none
+            netns_fd = open_netns(path)
+            try:
+                with in_namespace(netns_fd, RouteSocket) as inside:
+                    links = {link.name: link for link in inside.links()}
+                    yield _Inside(path, inside.netns_cookie, links, inside.addresses())
+            finally:
+                os.close(netns_fd)
 
 
 def _one_of_each_family(addresses: Iterable[IPAddress]) -> tuple[IPAddress, ...]:
