@@ -76,8 +76,16 @@ class RunningContainerd:
         left = [line for line in Path("/proc/self/mountinfo").read_text().splitlines() if name in line]
         left += [str(path) for path in (CGROUPS, *CGROUPS.iterdir()) if (path / cgroup).exists()]
         for place in (Path("/run/containerd"), Path("/var/lib/cni")):
-            left += [str(path) for path in place.rglob("*") if not path.is_dir()]
+            left += [str(path) for path in place.rglob("*") if _names(path, name)]
         return left + ([name] if self.containerd.directory.exists() else [])
+
+
+def _names(path: Path, word: str) -> bool:
+    """Whether a file, which others may be removing, has the word in it."""
+    try:
+        return path.is_file() and word.encode() in path.read_bytes()
+    except FileNotFoundError:
+        return False
 
 
 @contextmanager
