@@ -11,6 +11,7 @@ NEED_KUBECTL = [
     "test_lab_lifecycle.py",
     "test_lab_pods.py",
     "test_network_policy.py",
+    "test_restarts.py",
 ]
 collect_ignore = [] if shutil.which("kubectl") else NEED_KUBECTL
 

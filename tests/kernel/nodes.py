@@ -100,11 +100,15 @@ class Pod(Host):
 
 @dataclass
 class Node(Host):
-    """A node's namespace and its agent, which `wrapper` starts if there is one."""
+    """A node's namespace and its agent, which `wrapper` starts if there is one.
+
+    The agent reads the cluster from `kubeconfig`'s API server, or from `state_file` where there is none.
+    """
 
     index: int = 0
     directory: Path = Path()
     state_file: Path = Path()
+    kubeconfig: Path | None = None
     options: Sequence[str] = ()
     wrapper: Sequence[str] = ()
     process: subprocess.Popen[bytes] | None = None
@@ -142,7 +146,7 @@ class Node(Host):
         """The command line of this node's agent."""
         own: dict[str, Any] = {
             "--node-name": self.node_name,
-            "--state": self.state_file,
+            "--kubeconfig" if self.kubeconfig else "--state": self.kubeconfig or self.state_file,
             "--state-dir": self.state_dir,
             "--run-dir": self.run_dir,
             "--cni-conf-dir": self.directory / "net.d",
