@@ -27,6 +27,11 @@ from poplin.lab.snapshot import NodeNetwork
 
 NODES = ("node-1", "node-2")
 API_PORT = 6443
+POLICIES = "/apis/networking.k8s.io/v1/namespaces"
+POLICY = {
+    "metadata": {"name": "pods-only"},
+    "spec": {"podSelector": {}, "ingress": [{"from": [{"ipBlock": {"cidr": "10.244.0.0/16"}}]}]},
+}
 
 
 # ---- a lab ----
@@ -147,6 +152,7 @@ def check_that_all_is_held(made, stood):
         code, body = node.get("/readyz")
         assert code == 503
         assert reason in body
+        node.wait_condition("policy in force", "is not among the cluster's nodes", ok=False)
     assert [kernel_state(host) for host in made.hosts] == stood
     # Held, not left alone: a pod's route that goes meanwhile comes back. The flow is IPv4's.
     node = made.nodes[0]
@@ -167,10 +173,21 @@ async def test_an_api_server_that_comes_back_empty_takes_nothing_away(tmp_path):
             for node in made.nodes:
                 node.kubeconfig = tmp_path / "kubeconfig"
             await asyncio.to_thread(made.start)
+            await client.request("POST", f"{POLICIES}/default/networkpolicies", body=POLICY)
             for node in made.nodes:
-                await asyncio.to_thread(node.add_pod)
+                pod = node.new_pod()
+                body = {
+                    "metadata": {"name": pod.container_id},
+                    "spec": {
+                        "nodeName": node.node_name,
+                        "containers": [{"name": "c", "image": "example.org/c"}],
+                    },
+                }
+                await client.request("POST", "/api/v1/namespaces/default/pods", body=body)
+                await asyncio.to_thread(node.attach, pod)
                 await asyncio.to_thread(node.quiet)
         stood = [kernel_state(host) for host in made.hosts]
+        assert all("10.244.0.0/16" in kernel_state(node)["rules"] for node in made.nodes)
         ends = [(pod.path, pod.addresses[4]) for pod in made.pods]
         with steady_flow(*ends):
             move_database(tmp_path / "api", tmp_path / "kept")

@@ -13,7 +13,7 @@ from poplin.agent.announce import Announcer
 from poplin.agent.cluster import View
 from poplin.agent.enforcer import Change, Enforcer, Written
 from poplin.agent.flows import Seen
-from poplin.datastore.core import NAMESPACES, POLICY_PODS
+from poplin.datastore.core import NAMESPACES, NODES, POLICY_PODS
 from poplin.datastore.network_policy import NETWORK_POLICIES
 from poplin.datastore.parse import InvalidObjectError
 from poplin.datastore.resource import ClusterObject, Resource
@@ -41,11 +41,13 @@ SWEEP_S: Final = 0.005
 class Policies:
     """Keeps the node's policy in force. Nothing is written before all watches have delivered their first list.
 
+    A list is believed of a server that knows this node: one that has lost its data must not lift policy.
     `attachments` gives those that stand when the agent starts; later ones come by `admit`.
     """
 
     def __init__(self, source: Source, node: str, attachments: Callable[[], list[Attachment]]) -> None:
         self._source = source
+        self._node = node
         self._attachments = attachments
         self._announcer = Announcer(source)
         self._enforcer = Enforcer(node)
@@ -60,6 +62,7 @@ class Policies:
         self._sweep_due = False
         self._failed_in_a_row = 0
         self._written_once = False
+        self._unproven = False  # a list came, and the server has not been asked for this node since
         self.failure: PoplinError | None = None
         self.ports = self._enforcer.ports
 
@@ -143,10 +146,13 @@ class Policies:
     ) -> None:
         async with aclosing(self._source.watch(resource)) as events:
             async for event in events:
+                self._unproven |= isinstance(event, Replaced)
                 if view.apply(event):
                     change = translate(event)
                     if change is not None:
                         self._change(change)
+                    elif self._unproven:
+                        self._wanted.set()
                 if not self._in_sync.is_set() and self._all_filled():
                     for attachment in self._attachments():
                         self._change(partial(_attach, attachment=attachment))
@@ -190,6 +196,7 @@ class Policies:
             waiting, self._waiting = self._waiting, []
             try:
                 if self._changes or waiting or self._failed_in_a_row:
+                    await self._prove_lists()
                     changes, self._changes = self._changes, []
                     written = await self._in_thread(partial(self._write, changes))
                     self._sweep_due |= written.concerns_standing
@@ -204,6 +211,27 @@ class Policies:
                     log.warning("policy not in force", extra={"error": str(error)})
                 self.failure = error
                 self._end(waiting, error)
+
+    async def _prove_lists(self) -> None:
+        """Raise PoplinError where a list came from a server that does not know this node, or a newer one is due.
+
+        What has been listed meanwhile is then written as one with it: policy is at no time less than the cluster's.
+        """
+        if not self._unproven:
+            return
+        self._unproven = False
+        try:
+            with suppress(InvalidObjectError):  # it is there all the same
+                if await self._source.get(NODES, self._node) is None:
+                    raise TemporaryError(
+                        "is not among the cluster's nodes: policy stays as it was", where=f"node {self._node}"
+                    )
+            for view in (self.policies, self._namespaces, self.pods):
+                if view.not_in_sync is not None:
+                    raise view.not_in_sync
+        except PoplinError:
+            self._unproven = True
+            raise
 
     async def _wait(self) -> None:
         """Wait for a change, for the rest of the connections, or to try again."""

@@ -8,12 +8,12 @@ import pytest
 from poplin.agent import policies as module
 from poplin.agent.enforcer import Enforcer, Written
 from poplin.agent.policies import Policies
-from poplin.datastore.core import POD_IPS
+from poplin.datastore.core import NODES, POD_IPS
 from poplin.datastore.parse import InvalidObjectError
 from poplin.datastore.resource import Metadata
 from poplin.datastore.source import Put, Rejected, Replaced, Unavailable
 from poplin.model.attachment import Attachment, AttachmentState
-from poplin.model.cluster import Namespace, NetworkPolicy, Pod
+from poplin.model.cluster import Namespace, NetworkPolicy, Node, Pod
 from poplin.model.errors import KernelError, TemporaryError
 from unit.agent.waiting import until
 
@@ -73,6 +73,7 @@ class StandInSource:
         self.pods = {}
         self.annotated = []
         self.asked = 0
+        self.node = Node("n1")
 
     async def watch(self, resource):
         queue = self.queues.setdefault(resource.plural, asyncio.Queue())
@@ -87,7 +88,9 @@ class StandInSource:
         self.tell("pods", Replaced(()))
         self.tell("networkpolicies", Replaced(policies))
 
-    async def get(self, _resource, name, *, namespace=""):
+    async def get(self, resource, name, *, namespace=""):
+        if resource is NODES:
+            return self.node
         self.asked += 1
         return self.pods.get((namespace, name))
 
@@ -119,6 +122,26 @@ async def test_nothing_is_written_before_all_watches_are_filled(running):
     await until(lambda: enforcer.written)
     assert policies.not_in_force is None
     await until(lambda: enforcer.sweeps)
+
+
+async def test_lists_of_a_server_that_does_not_know_the_node_are_not_written_before_better_ones_come(running):
+    policies, source, enforcer = running
+    source.fill(POLICY)
+    await until(lambda: enforcer.written)
+    source.node = None
+    source.tell("networkpolicies", Replaced(()))
+    await until(lambda: policies.not_in_force)
+    assert "node n1: is not among the cluster's nodes: policy stays" in str(policies.not_in_force)
+    written = len(enforcer.written)
+    # The server is back before its lists are.
+    source.tell("networkpolicies", Unavailable(TemporaryError("connection lost")))
+    await until(lambda: "connection lost" in str(policies.policies.not_in_sync))
+    source.node = Node("n1")
+    await until(lambda: "connection lost" in str(policies.failure))
+    assert len(enforcer.written) == written
+    source.tell("networkpolicies", Replaced((POLICY,)))
+    await until(lambda: policies.not_in_force is None)
+    assert [len(told[1]) for told in enforcer.written[written] if told[0] == "replace_policies"] == [1, 0, 1]
 
 
 async def test_without_policies_nobody_waits(running):
