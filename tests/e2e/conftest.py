@@ -8,10 +8,14 @@ NEED_KUBECTL = [
     "test_docs.py",
     "test_kubectl_tour.py",
     "test_kubernetes_client_kubeconfig.py",
+    "test_lab_fault.py",
     "test_lab_lifecycle.py",
     "test_lab_pods.py",
+    "test_lab_services.py",
     "test_network_policy.py",
     "test_restarts.py",
+    "test_runtimes.py",
+    "test_service_packets.py",
 ]
 collect_ignore = [] if shutil.which("kubectl") else NEED_KUBECTL
 
