@@ -244,7 +244,7 @@ def _mismatch(conf: NetConf, node: Node, endpoint: Endpoint) -> PoplinError | No
     where, backend_type = f"node {node.name}", node.annotations.get(BACKEND_TYPE, "")
     if backend_type != conf.backend.type:
         return TemporaryError(
-            f"runs backend {backend_type!r} and this node {conf.backend.type!r}: "
+            f"runs backend {backend_type!r} and this node {conf.backend.type.value!r}: "
             f"its pods in {endpoint.pod_cidr} are not reachable",
             where=where,
             remedy="give both nodes the same net-conf.json",
