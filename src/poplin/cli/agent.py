@@ -2,9 +2,7 @@
 
 import asyncio
 import os
-import signal
 import socket
-from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -14,6 +12,7 @@ from poplin.agent import log
 from poplin.agent.agent import Agent
 from poplin.agent.cleanup import remove_everything
 from poplin.agent.config import AgentConfig, parse_networks, parse_public_ips
+from poplin.agent.process import serve_until_signal
 from poplin.cli.options import CniConfDir, RunDir, StateDir
 from poplin.datastore.file import FileSource
 from poplin.datastore.kubeconfig import find_access
@@ -90,21 +89,16 @@ def agent(
         node_port_networks=parse_networks(node_port_addresses, "--node-port-addresses"),
         health_address=health_address,
     )
-    asyncio.run(_run(config))
+    asyncio.run(serve_until_signal(_run(config)))
 
 
 async def _run(config: AgentConfig) -> None:
-    task = asyncio.current_task()
-    assert task is not None  # noqa: S101  - asyncio.run made it
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, task.cancel)
-    with suppress(asyncio.CancelledError):
-        if config.state_file is not None:
-            await Agent(config, FileSource(config.state_file)).run()
-            return
-        access = find_access(os.environ, kubeconfig=config.kubeconfig)
-        async with KubernetesSource(access, host=config.node_name) as source:
-            await Agent(config, source).run()
+    if config.state_file is not None:
+        await Agent(config, FileSource(config.state_file)).run()
+        return
+    access = find_access(os.environ, kubeconfig=config.kubeconfig)
+    async with KubernetesSource(access, host=config.node_name) as source:
+        await Agent(config, source).run()
 
 
 def cleanup(

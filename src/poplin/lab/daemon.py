@@ -2,17 +2,16 @@
 
 import asyncio
 import os
-import signal
 import socket
 import sys
 import traceback
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextlib import suppress
 from typing import NoReturn
 
 from poplin.agent import log
 from poplin.agent.agent import Agent
 from poplin.agent.config import AgentConfig
+from poplin.agent.process import serve_until_signal
 from poplin.dataplane.netns import NAMED, open_netns
 from poplin.datastore.kubeconfig import find_access
 from poplin.datastore.kubernetes import KubernetesSource
@@ -95,7 +94,7 @@ def _become(directory: Directory, name: str, main: Callable[[], Awaitable[None]]
         set_process_name(name)
         redirect_output(directory.log(name))
         log.configure("info")
-        asyncio.run(_run(main))
+        asyncio.run(serve_until_signal(main()))
         code = 0
     except PoplinError as error:
         sys.stderr.write(f"poplin: {error}\n")
@@ -104,12 +103,3 @@ def _become(directory: Directory, name: str, main: Callable[[], Awaitable[None]]
     finally:
         sys.stderr.flush()
         os._exit(code)
-
-
-async def _run(main: Callable[[], Awaitable[None]]) -> None:
-    task = asyncio.current_task()
-    assert task is not None  # noqa: S101  - asyncio.run made it
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, task.cancel)
-    with suppress(asyncio.CancelledError):
-        await main()

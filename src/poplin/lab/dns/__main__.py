@@ -2,11 +2,10 @@
 
 import asyncio
 import os
-import signal
 import sys
-from contextlib import suppress
 
 from poplin.agent import log
+from poplin.agent.process import serve_until_signal
 from poplin.datastore.kubeconfig import find_access
 from poplin.datastore.kubernetes import KubernetesSource
 from poplin.lab.dns.feed import Feed
@@ -27,18 +26,9 @@ async def run() -> None:
                 await asyncio.Event().wait()
 
 
-async def main() -> None:
-    task = asyncio.current_task()
-    assert task is not None  # noqa: S101  - asyncio.run made it
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, task.cancel)
-    with suppress(asyncio.CancelledError):
-        await run()
-
-
 if __name__ == "__main__":
     log.configure("info")
     try:
-        asyncio.run(main())
+        asyncio.run(serve_until_signal(run()))
     except PoplinError as error:
         sys.exit(f"poplin: {error}")
