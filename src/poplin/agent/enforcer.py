@@ -15,7 +15,7 @@ from poplin.compile.policy.network_policy import close_namespace, translate
 from poplin.compile.policy.table import CUT, IDENTITY_MAPS, TABLE
 from poplin.dataplane.conntrack import ConntrackSocket
 from poplin.dataplane.netlink.route_socket import RouteSocket
-from poplin.dataplane.nftables.socket import NftSocket
+from poplin.dataplane.nftables.owned_table import OwnedTable
 from poplin.datastore.parse import InvalidObjectError
 from poplin.model.attachment import Attachment
 from poplin.model.cluster import Namespace, NetworkPolicy, Pod, PodPhase
@@ -24,7 +24,7 @@ from poplin.model.flow import Flow, FlowEnd, LoggedPacket
 from poplin.model.kernel import IPAddress
 from poplin.model.nftables import Family, TableKey
 from poplin.model.policy import NETWORK_POLICY, Direction, PolicyKey, Reason, Verdict
-from poplin.plan.nftables import AddElements, Operation, plan_table
+from poplin.plan.nftables import AddElements, Operation
 
 log = logging.getLogger(__name__)
 
@@ -50,13 +50,11 @@ class Enforcer:
 
     def __init__(self, node: str) -> None:
         self._node = node
-        self._nft = NftSocket()
+        self._table = OwnedTable(KEY)
         self._dump = ConntrackSocket()
         self._marks = ConntrackSocket()
         self._route = RouteSocket()
-        self._table = self._nft.read_table(KEY)
-        self._known = True
-        self._compile = PolicyCompiler(node, held_numbers(self._table))
+        self._compile = PolicyCompiler(node, held_numbers(self._table.read()))
         self._pods: dict[PodKey, Pod] = {}
         self._unreadable: set[PodKey] = set()
         self._attached: dict[PodKey, dict[tuple[str, str], tuple[IPAddress, ...]]] = {}
@@ -64,11 +62,11 @@ class Enforcer:
         self._policies: set[tuple[str, str]] = set()
         self._namespaces: set[str] = set()
         self._sweep: Iterator[Connection] | None = None
-        self.ports = frozenset({self._nft.port})
+        self.ports = self._table.ports
 
     def close(self) -> None:
         """Close the sockets; nothing may be asked any more."""
-        for socket in (self._nft, self._dump, self._marks, self._route):
+        for socket in (self._table, self._dump, self._marks, self._route):
             socket.close()
 
     # Changes
@@ -169,17 +167,12 @@ class Enforcer:
 
     def forget(self) -> None:
         """Read the table anew before it is next written: somebody else may have changed it."""
-        self._known = False
+        self._table.forget()
 
     def write(self) -> Written:
         """Bring the table to what all changes so far want. Without any policy there is no table."""
         desired = self._compile.table() if self._policies else None
-        if not self._known:
-            self._table = self._nft.read_table(KEY)
-        self._known = False
-        operations = plan_table(desired, self._table)
-        self._nft.apply(operations)
-        self._table, self._known = desired, True
+        operations = self._table.write(desired)
         return Written(len(operations), desired is not None and any(map(_concerns_standing, operations)))
 
     # Connections that stand

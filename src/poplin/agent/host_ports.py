@@ -5,11 +5,10 @@ from collections.abc import Callable, Iterable
 
 from poplin.compile.host_ports import TABLE, compile_host_ports, entries_of, stale_flows
 from poplin.dataplane.conntrack import ConntrackSocket
-from poplin.dataplane.nftables.socket import NftSocket
+from poplin.dataplane.nftables.owned_table import OwnedTable
 from poplin.model.attachment import Attachment
 from poplin.model.cluster import TransportProtocol
-from poplin.model.nftables import Family, Table, TableKey
-from poplin.plan.nftables import plan_table
+from poplin.model.nftables import Family, TableKey
 
 KEY = TableKey(Family.INET, TABLE)
 
@@ -23,34 +22,25 @@ class HostPorts:
 
     def __init__(self, mapped: Callable[[], Iterable[Attachment]]) -> None:
         self._mapped = mapped
-        self._nft = NftSocket()
+        self._table = OwnedTable(KEY)
         self._conntrack = ConntrackSocket()
         self._lock = threading.Lock()
-        self._table: Table | None = None
-        self._known = False
-        self.ports = frozenset({self._nft.port})
+        self.ports = self._table.ports
 
     def close(self) -> None:
         """Close the sockets; nothing may be asked any more."""
-        self._nft.close()
+        self._table.close()
         self._conntrack.close()
 
     def forget(self) -> None:
         """Read the table anew before the next change: somebody else may have changed it."""
         with self._lock:
-            self._known = False
+            self._table.forget()
 
     def apply(self) -> int:
         """Bring the table to what is wanted. Give the number of operations, 0 where nothing differed."""
         with self._lock:
-            desired = compile_host_ports(self._mapped())
-            if not self._known:
-                self._table = self._nft.read_table(KEY)
-            self._known = False
-            operations = plan_table(desired, self._table)
-            self._nft.apply(operations)
-            self._table, self._known = desired, True
-            return len(operations)
+            return len(self._table.write(compile_host_ports(self._mapped())))
 
     def publish(self, attachment: Attachment) -> None:
         """Have the attachment's mappings in force, for clients too that have called in vain before."""
@@ -72,7 +62,7 @@ class HostPorts:
         if wanted is None:
             return []
         with self._lock:
-            standing = self._nft.read_table(KEY)
+            standing = self._table.read()
         held = {one.name: one.elements for one in standing.sets} if standing else {}
         short = any(one.elements - held.get(one.name, frozenset()) for one in wanted.sets)
         rules = standing is None or standing.chains != wanted.chains

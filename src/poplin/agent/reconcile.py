@@ -26,7 +26,7 @@ from poplin.agent.wiring import (
 )
 from poplin.compile.host_ports import TABLE as HOST_PORT_TABLE
 from poplin.compile.network import Network, compile_network
-from poplin.compile.node_table import compile_node_table
+from poplin.compile.node_table import TABLE, compile_node_table
 from poplin.compile.peers import Peers
 from poplin.compile.pod import Wiring, compile_pod
 from poplin.compile.underlay import Underlay, find_underlays
@@ -34,21 +34,22 @@ from poplin.dataplane.netlink.reader import RouteReader
 from poplin.dataplane.netlink.request import describe, object_of
 from poplin.dataplane.netlink.route_socket import RouteSocket
 from poplin.dataplane.netns import in_namespace
-from poplin.dataplane.nftables.socket import NftSocket
+from poplin.dataplane.nftables.owned_table import OwnedTable
 from poplin.dataplane.sysctl import read_sysctl, write_sysctl
 from poplin.model.attachment import Attachment
 from poplin.model.cluster import Node
 from poplin.model.errors import KernelError, PoplinError, TemporaryError
 from poplin.model.kernel import POD_LINK_GROUP, Address, Link, Neighbour, Redirect, Route, TokenBucket, Veth
 from poplin.model.netconf import NetConf
-from poplin.model.nftables import Table
+from poplin.model.nftables import Family, TableKey
 from poplin.model.state import NetworkState, share, unite
 from poplin.plan.fold import fold
 from poplin.plan.network import find_strangers, is_ours, plan_network
-from poplin.plan.nftables import plan_table
 from poplin.plan.operation import Operation, Put
 
 log = logging.getLogger(__name__)
+
+KEY: Final = TableKey(Family.INET, TABLE)
 
 OPERATIONS_NAMED: Final = 16
 """How many operations of a pass its log line names."""
@@ -118,26 +119,24 @@ class Reconciler:
         self._host_ports = host_ports
         self._route = RouteSocket()
         self._routes = RouteReader(self._route)
-        self._nft = NftSocket()
+        self._table = OwnedTable(KEY)
         self._peers = Peers()
         self.desired = NetworkState()
         self._state: NetworkState | None = None
         self._adopted = False
-        self._table: Table | None = None
-        self._table_known = False
         self._wirings: dict[Attachment, Wiring] = {}
         self.route_ports = frozenset({self._route.port})
-        self.nft_ports = frozenset({self._nft.port})
+        self.nft_ports = self._table.ports
 
     def close(self) -> None:
         """Close the sockets; no pass is under way."""
         self._route.close()
-        self._nft.close()
+        self._table.close()
 
     def forget(self) -> None:
         """Read the kernel anew in the next pass: something changed it, or it is time for an audit."""
         self._state = None
-        self._table_known = False
+        self._table.forget()
         self._host_ports.forget()
 
     def run(self, inputs: Inputs, pods: Collection[str] = ()) -> Outcome:
@@ -234,17 +233,13 @@ class Reconciler:
     def _apply_table(self, conf: NetConf | None, work: _Pass) -> None:
         desired = compile_node_table(conf, masquerade=self._config.masquerade)
         try:
-            if not self._table_known:
-                self._table, self._table_known = self._nft.read_table(desired.key), True
-            operations = plan_table(desired, self._table)
-            self._nft.apply(operations)
+            operations = self._table.write(desired)
         except PoplinError as error:
             work.failures.append(error)
             return
         if operations:
             log.info("nftables table written", extra={"table": desired.name, "operations": len(operations)})
         work.changes += len(operations)
-        self._table = desired
 
     def _apply_host_ports(self, work: _Pass) -> None:
         """Host ports depend on the attachments alone, and are kept up whatever holds the node's network."""
