@@ -43,7 +43,7 @@ from poplin.dataplane.netns import entered
 from poplin.dataplane.nftables.socket import NftSocket
 from poplin.model.kernel import POD_LINK_GROUP
 from poplin.model.nftables import Element, Table, goto
-from poplin.plan.nftables import AddChain, AddElements, AddRule, Operation, plan_table, split_load
+from poplin.plan.nftables import AddChain, AddElements, AddRule, Operation, plan_table, transactions
 
 SIZES = (10, 1000, 10_000, 45_000)
 LOADS = (10_000, 45_000)
@@ -149,7 +149,7 @@ def sample(
     with ExitStack() as stack:
         worlds = {name: stack.enter_context(world()) for name in tables}
         for name, table in tables.items():
-            for transaction in split_load(plan_table(table, None)):
+            for transaction in transactions(plan_table(table, None)):
                 worlds[name].nft.apply(transaction)
             stack.enter_context(receiver(worlds[name]))
         for _ in range(PACKETS // TURN):
@@ -211,7 +211,7 @@ def our_load(size: int, services: Sequence[Given]) -> Iterator[Figure]:
         structure = table.structure()
         compiled.stop()
         written = Spent()
-        for transaction in split_load(operations):
+        for transaction in transactions(operations):
             one.nft.apply(transaction)
         written.stop()
         del operations

@@ -27,7 +27,7 @@ from poplin.model.errors import PoplinError
 from poplin.model.kernel import IPAddress, IPNetwork
 from poplin.model.nftables import Family, Table, TableKey
 from poplin.model.service import PROTOCOL_NUMBERS, EndpointSlice, Service
-from poplin.plan.nftables import AddElements, DeleteElements, Operation, plan_table, split_load
+from poplin.plan.nftables import AddElements, DeleteElements, Operation, plan_table, transactions
 
 log = logging.getLogger(__name__)
 
@@ -139,7 +139,7 @@ class ServiceRules:
             changes = self._table.take_changes()
             operations = (*plan_table(structure, self._structure), *element_operations(changes))
             udp = any(_is_udp(changed) for changed in changes)
-        for transaction in split_load(operations):
+        for transaction in transactions(operations):
             self._nft.apply(transaction)
         if self._structure is None and operations:
             log.info("nftables table written", extra={"table": TABLE, "operations": len(operations)})

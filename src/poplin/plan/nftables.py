@@ -1,7 +1,7 @@
-"""From the table that stands to the table that is wanted: one transaction's operations, in their order.
+"""From the table that stands to the table that is wanted: operations in their order, and their transactions.
 
-The kernel takes a transaction whole or not at all, so the order matters only for what it refuses midway: a
-name must stand before something refers to it, and nothing may refer to it when it goes.
+The kernel takes a transaction whole or not at all, so within one the order matters only for what it refuses
+midway: a name must stand before something refers to it, and nothing may refer to it when it goes.
 """
 
 from collections.abc import Iterator, Sequence
@@ -128,15 +128,25 @@ def plan_table(desired: Table | None, actual: Table | None) -> tuple[Operation, 
     return tuple(_changes(desired, actual))
 
 
-def split_load(operations: Sequence[Operation]) -> Iterator[tuple[Operation, ...]]:
-    """Give the operations that make a table as several transactions, of which the last puts it in force.
+def transactions(operations: Sequence[Operation]) -> Iterator[tuple[Operation, ...]]:
+    """Give a plan's operations as the transactions that bring it about, none of them empty.
 
-    A transaction of 100,000 elements takes the kernel twice the time of ten with 10,000 each. Rules come
-    last: until then no packet meets what is not all there. Others' operations are one transaction.
+    A packet under way while the kernel takes a transaction goes by the rules of before, but each of its
+    look-ups gives what stands at that moment: it may be led to a chain that had no rules before, or from a
+    number that leads nowhere any more. So chains and sets are made one transaction before packets are led to
+    them; they, and what leads to them from a verdict map, go one transaction after.
     """
-    if not operations or not isinstance(operations[0], AddTable):
-        yield tuple(operations)
-        return
+    if operations and isinstance(operations[0], AddTable):
+        yield from _load(operations)
+    else:
+        yield from filter(None, _phases(operations))
+
+
+def _load(operations: Sequence[Operation]) -> Iterator[tuple[Operation, ...]]:
+    """Make a table. The last transaction puts it in force: until there are rules no packet meets the rest.
+
+    A transaction of 100,000 elements takes the kernel twice the time of ten with 10,000 each.
+    """
     rules = tuple(one for one in operations if isinstance(one, AddRule))
     large = [one for one in operations if isinstance(one, AddElements) and len(one.elements) > LOADED_AT_ONCE]
     yield tuple(
@@ -148,6 +158,47 @@ def split_load(operations: Sequence[Operation]) -> Iterator[tuple[Operation, ...
             yield (replace(one, elements=part),)
     if rules:
         yield rules
+
+
+def _phases(operations: Sequence[Operation]) -> tuple[tuple[Operation, ...], ...]:
+    """Part what changes a table into what makes, what leads packets, and what takes away, each in its order."""
+    made_chains = {one.chain.name for one in operations if isinstance(one, AddChain)}
+    made_sets = {one.set.name for one in operations if isinstance(one, AddSet)}
+    gone_chains = {one.chain for one in operations if isinstance(one, DeleteChain)}
+    gone_sets = {one.set for one in operations if isinstance(one, DeleteSet)}
+    if made_chains & gone_chains or made_sets & gone_sets:  # anew, under its name: at once or not at all
+        return (tuple(operations),)
+    # A chain of a hook has packets from the moment it stands.
+    hooked = {one.chain.name for one in operations if isinstance(one, AddChain) and one.chain.base}
+    added = {
+        one.set.name: {element.key for element in one.elements}
+        for one in operations
+        if isinstance(one, AddElements)
+    }
+    make: list[Operation] = []
+    lead: list[Operation] = []
+    take: list[Operation] = []
+    for one in operations:
+        match one:
+            case AddSet():
+                make.append(one)
+            case AddChain(chain=Chain(name=name)) | AddRule(chain=name):
+                (make if name in made_chains - hooked else lead).append(one)
+            case AddElements(set=Set(name=name)):
+                (make if name in made_sets else lead).append(one)
+            case FlushChain(chain=name):
+                (take if name in gone_chains else lead).append(one)
+            case DeleteChain() | DeleteSet():
+                take.append(one)
+            case DeleteElements(set=Set(name=name, data=(KeyType.VERDICT,))):
+                moved = frozenset(e for e in one.elements if e.key in added.get(name, ()))
+                if moved:
+                    lead.append(replace(one, elements=moved))
+                if moved != one.elements:
+                    take.append(replace(one, elements=one.elements - moved))
+            case _:
+                lead.append(one)
+    return tuple(make), tuple(lead), tuple(take)
 
 
 def _changes(desired: Table, actual: Table | None) -> Iterator[Operation]:

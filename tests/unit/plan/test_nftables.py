@@ -36,7 +36,7 @@ from poplin.plan.nftables import (
     DeleteTable,
     FlushChain,
     plan_table,
-    split_load,
+    transactions,
 )
 from unit.plan.nftables_tables import tables
 
@@ -215,7 +215,7 @@ def test_a_large_table_is_loaded_in_parts_and_its_rules_come_last():
     elements = frozenset(Element(number.to_bytes(4, "big")) for number in range(25_000))
     large = swap(TABLE, one=replace(KNOWN, elements=elements))
     operations = plan_table(large, None)
-    first, *parts, last = split_load(operations)
+    first, *parts, last = transactions(operations)
     assert isinstance(first[0], AddTable)
     assert [len(part.elements) for (part,) in parts] == [10_000, 10_000, 5_000]
     assert frozenset().union(*(part.elements for (part,) in parts)) == elements
@@ -223,11 +223,66 @@ def test_a_large_table_is_loaded_in_parts_and_its_rules_come_last():
     assert set(first) | set(last) == {one for one in operations if getattr(one, "elements", None) != elements}
 
 
-def test_what_changes_a_table_is_one_transaction():
-    elements = frozenset(Element(number.to_bytes(4, "big")) for number in range(25_000))
-    operations = plan_table(swap(TABLE, one=replace(KNOWN, elements=elements)), TABLE)
-    assert list(split_load(operations)) == [operations]
-    assert list(split_load(())) == [()]
+@given(tables(), tables())
+def test_transactions_make_what_is_desired(desired, actual):
+    kernel = Kernel(actual)
+    for transaction in transactions(plan_table(desired, actual)):
+        assert transaction
+        kernel.apply(transaction)
+    assert kernel.table() == desired
+
+
+@given(tables(), tables())
+def test_packets_are_led_to_chains_that_stood_before(desired, actual):
+    """But for what is made anew under its name, which is one transaction."""
+    kernel = Kernel(actual)
+    steps = list(transactions(plan_table(desired, actual)))
+    for step in steps:
+        made = {one.chain.name for one in step if isinstance(one, AddChain)} - kernel.chains.keys()
+        led = set()
+        for one in step:
+            if isinstance(one, AddElements) and one.set.name in kernel.sets:
+                led |= {element.data.chain for element in one.elements if isinstance(element.data, Verdict)}
+            if isinstance(one, AddRule) and one.chain in kernel.chains:
+                led |= {part.chain for part in one.rule.expressions if isinstance(part, Verdict)}
+        assert len(steps) == 1 or not made & led
+        kernel.apply(step)
+
+
+def test_a_number_that_leads_elsewhere_is_one_transaction_and_one_that_leads_nowhere_goes_after_it():
+    ways = Set("ways", (KeyType.MARK,), (KeyType.VERDICT,))
+    numbers = Set("numbers", (KeyType.IPV4_ADDR,), (KeyType.MARK,))
+
+    def table(number: bytes, *chains: str) -> Table:
+        return Table(
+            "t",
+            tuple(Chain(name, (Rule((DROP,)),)) for name in chains),
+            (
+                replace(
+                    ways, elements=frozenset({Element(number, jump(chains[-1])), Element(b"k", jump("kept"))})
+                ),
+                replace(numbers, elements=frozenset({Element(b"addr", number)})),
+            ),
+        )
+
+    make, lead, take = transactions(plan_table(table(b"2", "kept", "new"), table(b"1", "kept", "old")))
+    assert [type(one) for one in make] == [AddChain, AddRule]
+    assert [(type(one), one.set.name) for one in lead] == [
+        (DeleteElements, "numbers"),
+        (AddElements, "numbers"),
+        (AddElements, "ways"),
+    ]
+    assert [type(one) for one in take] == [FlushChain, DeleteElements, DeleteChain]
+    _, lead, take = transactions(plan_table(table(b"1", "kept", "new"), table(b"1", "kept", "old")))
+    assert [(type(one), one.elements) for one in lead] == [
+        (DeleteElements, {Element(b"1", jump("old"))}),
+        (AddElements, {Element(b"1", jump("new"))}),
+    ]
+    assert [type(one) for one in take] == [FlushChain, DeleteChain]
+
+
+def test_no_operations_are_no_transaction():
+    assert list(transactions(())) == []
 
 
 def test_elements_that_know_what_came_before_are_planned_without_comparing():

@@ -2,7 +2,7 @@
 
 A connection's first packet looks its destination up in `services`, whose value is the frontend's shape; a
 verdict map for each kind of sender (from-pods, from-node, from-outside) leads from there to a chain for each
-way of drawing an endpoint. Refusals are in the same chains: they are of type nat, and see no other packet.
+way of drawing an endpoint, which returns where it finds none. Refusals are in the same chains: they are of type nat, and see no other packet.
 """
 
 from collections.abc import Iterable, Iterator
@@ -57,6 +57,7 @@ from poplin.model.nftables import (
     Set,
     Verdict,
     goto,
+    jump,
 )
 
 FAMILIES: Final = {4: IPV4, 6: IPV6}
@@ -70,6 +71,8 @@ AFFINITY_ENTRIES: Final = 262_144
 SHAPE: Final = (KeyType.MARK, KeyType.MARK)
 """Shape.number."""
 
+_PODS: Final = "pods"
+_UNSERVED: Final = "unserved"
 _REFUSE: Final = "refuse"
 _DISCARD: Final = "discard"
 
@@ -120,10 +123,11 @@ def compile_chains(shapes: Iterable[Shape]) -> tuple[Chain, ...]:
     masqueraded = {draw for shape in shapes if (draw := inside(shape))}
     return (
         _base("prerouting", ChainType.NAT, Hook.PREROUTING, DSTNAT, *_prerouting()),
-        _base("output", ChainType.NAT, Hook.OUTPUT, DSTNAT, *_output()),
+        _base("output", ChainType.NAT, Hook.OUTPUT, DSTNAT, *_guards(), *_serve(FROM_NODE)),
         _base("hairpin", ChainType.FILTER, Hook.FORWARD, 0, mark_hairpin()),
         _base("postrouting", ChainType.NAT, Hook.POSTROUTING, SRCNAT, *_postrouting()),
-        Chain("unserved", tuple(_unserved())),
+        Chain(_PODS, tuple(_serve(FROM_PODS))),
+        Chain(_UNSERVED, tuple(_unserved())),
         Chain(_REFUSE, tuple(_refuse())),
         Chain(_DISCARD, (rule(Counter(), DROP),)),
         *(Chain(f"dispatch-{draw.name}", tuple(_draw(draw))) for draw in draws),
@@ -152,19 +156,19 @@ def compile_ways(shapes: Iterable[Shape]) -> tuple[Set, ...]:
 def _way_of_pods(shape: Shape) -> Verdict:
     """A pod's address is kept: whoever answers it answers by this node."""
     draw = inside(shape)
-    return goto(f"dispatch-{draw.name}") if draw else _refusal(shape)
+    return jump(f"dispatch-{draw.name}") if draw else _refusal(shape)
 
 
 def _way_of_node(shape: Shape) -> Verdict:
     draw = inside(shape)
-    return goto(f"masquerade-{draw.name}") if draw else _refusal(shape)
+    return jump(f"masquerade-{draw.name}") if draw else _refusal(shape)
 
 
 def _way_of_others(shape: Shape) -> Verdict:
     if shape.local is None:
         return _way_of_node(shape)
     draw = outside(shape)
-    return goto(f"dispatch-{draw.name}") if draw else goto(_DISCARD)
+    return jump(f"dispatch-{draw.name}") if draw else goto(_DISCARD)
 
 
 def _refusal(shape: Shape) -> Verdict:
@@ -177,17 +181,20 @@ def _base(name: str, kind: ChainType, hook: Hook, priority: int, *rules: Rule) -
 
 def _prerouting() -> Iterator[Rule]:
     yield from _guards()
-    for version, net in FAMILIES.items():
-        yield rule(net.only, equals(IIFGROUP, POD_LINK_GROUP), _by_shape(net, version, FROM_PODS))
-        yield rule(net.only, _by_shape(net, version, FROM_OUTSIDE))
-    yield rule(goto("unserved"))
+    yield rule(equals(IIFGROUP, POD_LINK_GROUP), goto(_PODS))
+    yield from _serve(FROM_OUTSIDE)
 
 
-def _output() -> Iterator[Rule]:
-    yield from _guards()
-    for version, net in FAMILIES.items():
-        yield rule(net.only, _by_shape(net, version, FROM_NODE))
-    yield rule(goto("unserved"))
+def _serve(ways: str) -> Iterator[Rule]:
+    """Send a packet where its Service leads: twice, for it may meet the maps while they change.
+
+    A shape of before leads nowhere any more, or draws an endpoint that is none of after: then it comes back,
+    and what it looks up now is of after.
+    """
+    for _ in range(2):
+        for version, net in FAMILIES.items():
+            yield rule(net.only, _by_shape(net, version, ways))
+    yield rule(goto(_UNSERVED))
 
 
 def _guards() -> Iterator[Rule]:
@@ -220,8 +227,18 @@ def _frontend(net: Network) -> list[Field]:
 
 
 def _unserved() -> Iterator[Rule]:
-    """What is sent to a Service's address but to none of its ports, or to an address that no Service has."""
+    """What is sent to a Service's address but to none of its ports, or to an address that no Service has.
+
+    And what is a Service's, but met two changes: it never goes on untranslated; its sender tries again.
+    """
     for version, net in FAMILIES.items():
+        yield rule(
+            net.only,
+            in_set(_frontend(net), f"services-{version}"),
+            Counter(),
+            DROP,
+            comment="its Service changed",
+        )
         yield rule(
             net.only, in_set([net.daddr], f"cluster-ips-{version}"), goto(_REFUSE), comment="no such port"
         )
@@ -255,19 +272,13 @@ def _postrouting() -> Iterator[Rule]:
 
 
 def _draw(draw: Draw) -> Iterator[Rule]:
-    """Draw and translate.
-
-    What follows the draw is for a packet that met the maps while they changed: a shape of before, endpoints of
-    after. It gets the first endpoint, or is dropped and sent again; it never goes on untranslated.
-    """
+    """Draw and translate, or return."""
     for version, net in FAMILIES.items():
         if draw.affinity_timeout_s is not None:
             yield from _remember(net, version, draw, draw.affinity_timeout_s)
             continue
-        for count in (draw.count, 1):
-            key = [*_frontend(net), random_below(count, draw.offset)]
-            yield rule(net.only, loads(key), Lookup(0, f"endpoints-{version}", 0), translate(net))
-    yield rule(Counter(), DROP)
+        key = [*_frontend(net), random_below(draw.count, draw.offset)]
+        yield rule(net.only, loads(key), Lookup(0, f"endpoints-{version}", 0), translate(net))
 
 
 def _remember(net: Network, version: int, draw: Draw, timeout_s: int) -> Iterator[Rule]:
@@ -286,9 +297,8 @@ def _remember(net: Network, version: int, draw: Draw, timeout_s: int) -> Iterato
     def note(op: DynsetOp) -> Dynset:
         return Dynset(op, affinity, behind, 0, 1000 * timeout_s)
 
-    def drawn(count: int) -> Expressions:
-        key = [*_frontend(net), random_below(count, draw.offset)]
-        return (*loads(key, 1), Lookup(1, f"sticky-{version}", 0), Immediate(0, bytes(4)))
+    key = [*_frontend(net), random_below(draw.count, draw.offset)]
+    drawn = (*loads(key, 1), Lookup(1, f"sticky-{version}", 0), Immediate(0, bytes(4)))
 
     yield rule(
         net.only,
@@ -303,15 +313,15 @@ def _remember(net: Network, version: int, draw: Draw, timeout_s: int) -> Iterato
     )
     yield rule(
         net.only,
-        drawn(draw.count),
+        drawn,
         *loads(client, behind),
         note(DynsetOp.DELETE),  # an update leaves the value of an entry that stands
         note(DynsetOp.UPDATE),
         translate(net, 1),
     )
-    # A map that is full takes no more, and ends the rule.
-    for count in (draw.count, 1):
-        yield rule(net.only, drawn(count), translate(net, 1))
+    yield rule(
+        net.only, drawn, translate(net, 1)
+    )  # a map that is full takes no more, and ends the rule before
 
 
 def compile_affinity(version: int) -> Set:

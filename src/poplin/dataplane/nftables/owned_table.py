@@ -2,7 +2,7 @@
 
 from poplin.dataplane.nftables.socket import NftSocket
 from poplin.model.nftables import Table, TableKey
-from poplin.plan.nftables import Operation, plan_table
+from poplin.plan.nftables import Operation, plan_table, transactions
 
 
 class OwnedTable:
@@ -42,7 +42,8 @@ class OwnedTable:
         actual = self._table if self._known else self.read()
         operations = plan_table(desired, actual)
         try:
-            self._nft.apply(operations)
+            for transaction in transactions(operations):
+                self._nft.apply(transaction)
         except BaseException:
             self._known = False
             raise
