@@ -22,6 +22,8 @@ from poplin.model.kernel import (
     Veth,
     Vxlan,
 )
+from poplin.model.state import NetworkState
+from poplin.plan.network import plan_network
 from poplin.plan.operation import Change, Put, Remove
 
 POD_MAC = "0a:58:0a:f4:00:05"
@@ -142,6 +144,20 @@ def test_an_overlay_in_one_list(netns, family):
     assert (seen["mac"], seen["dst"], seen["state"]) == (mac, family.vtep, "permanent")
     (seen,) = json.loads(node.run("ip", "-j", f"-{family.version}", "route", "show", family.remote))
     assert (seen["metric"], seen["metrics"], seen["flags"]) == (50, [{"mtu": 1300}], ["onlink"])
+
+
+def test_a_node_moves_behind_the_overlay_and_back(netns, family):
+    """In one pass each, whichever of its routes stands: IPv6 takes no gateway to which the old route leads."""
+    node = node_with_vxlan(netns, family)
+    remote = ip_network(family.remote)
+    direct = Route(remote, ip_address(family.vtep), "pop0")
+    tunnelled = Route(remote, remote.network_address, "vxlan.7", onlink=True)
+    standing = NetworkState()
+    for route in (direct, tunnelled, direct):
+        desired = NetworkState(routes=frozenset({route}))
+        assert node.socket.apply(plan_network(desired, standing)) == []
+        assert ours(node) == {route}
+        standing = desired
 
 
 @pytest.mark.parametrize(

@@ -90,10 +90,23 @@ class Namespace:
         standing, key = self.objects[type(what)], KINDS[type(what)][1](what)
         if key in standing and not replaces:
             raise OSError(errno.EEXIST, str(what))
+        if key in standing and leads_astray(standing[key], what):
+            raise OSError(errno.EINVAL, f"{what}: its gateway is behind {standing[key]}")
         if key in standing and isinstance(what, Address):
             # Replacing an address does not change its scope, nor the prefix of an IPv6 one.
             what = replace(standing[key], protocol=what.protocol)
         standing[key] = what
+
+
+def leads_astray(old, new):
+    """Whether a route is one that an IPv6 route cannot replace: it leads to that one's gateway by another link."""
+    return (
+        isinstance(old, Route)
+        and old.destination.version == 6
+        and old.link != new.link
+        and new.gateway is not None
+        and new.gateway in old.destination
+    )
 
 
 def namespace_of(*states):
@@ -296,6 +309,7 @@ def test_what_was_and_will_be_routed_is_routed_all_the_time(foreign, before, des
     renewed = {o.what.name for o in operations if isinstance(o, Remove) and isinstance(o.what, Link)}
     old = {r.destination for r in before.routes if r.link not in renewed & desired.links.keys()}
     lasting = old & {r.destination for r in desired.routes}
+    lasting -= {new.destination for new in desired.routes for r in before.routes if leads_astray(r, new)}
     for operation in operations:
         kernel.apply([operation])
         assert lasting <= {r.destination for r in kernel.state().routes}

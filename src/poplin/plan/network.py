@@ -80,8 +80,7 @@ def plan_network(
             if one.link in claimed or key(one) in held:
                 continue
             old = surplus.pop(key(one), None)
-            if isinstance(one, Address) and old is not None:
-                # Replacing an address keeps its scope, and an IPv6 address's prefix.
+            if old is not None and _goes_first(old, one):
                 puts.append(Remove(old))
                 old = None
             puts.append(Put(one, replace=old is not None or replace, over=under[key(one)]))
@@ -170,6 +169,17 @@ def _plan_links(
             or link.up != standing.up
         ):
             yield Change(link)
+
+
+def _goes_first(old: T, new: T) -> bool:
+    """Tell whether the kernel does not put `new` in the place of `old` as it should.
+
+    An address keeps its scope, and an IPv6 one its prefix. Of an IPv6 route the gateway is looked up first,
+    and `old` may not be what leads there, by another link (net/ipv6/route.c, ip6_route_check_nh_onlink).
+    """
+    if isinstance(old, Route) and isinstance(new, Route) and new.gateway is not None:
+        return old.destination.version == 6 and old.link != new.link and new.gateway in old.destination
+    return isinstance(old, Address)
 
 
 def _differs_for_good(desired: Link, standing: Link) -> bool:

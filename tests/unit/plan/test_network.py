@@ -103,6 +103,18 @@ def test_an_object_of_the_same_key_is_replaced(kind, wanted, standing):
     ]
 
 
+def test_a_route_that_would_lead_to_the_gateway_of_the_next_goes_first():
+    """In IPv6 alone: the kernel looks for the gateway there."""
+    prefix = ip_network("fd00:10:244:1::/64")
+    direct = Route(prefix, ip_address("fd00::2"), "eth0")
+    tunnelled = Route(prefix, prefix.network_address, "flannel.1", onlink=True)
+    with_one, with_other = (replace(ACTUAL, routes=frozenset({one})) for one in (direct, tunnelled))
+    assert plan_network(with_other, with_one) == [Remove(direct), Put(tunnelled)]
+    assert plan_network(with_one, with_other) == [Put(direct, replace=True)]
+    old = replace(ROUTE, gateway=ip_address("192.168.0.2"), link="eth0", onlink=False)
+    assert plan_network(DESIRED, replace(ACTUAL, routes=frozenset({old}))) == [Put(ROUTE, replace=True)]
+
+
 def test_an_address_of_ours_needs_no_protocol():
     # Kernels before 5.18 do not keep one.
     standing = frozenset({replace(ADDRESS, protocol=0)})
