@@ -251,7 +251,7 @@ class Node(Host):
         def changed_nothing() -> dict[str, Any] | None:
             _, body = self.get("/audit", "POST")
             report = json.loads(body)
-            return report if report["lastChanges"] == 0 and report["ready"] else None
+            return report if report["mended"] == 0 and report["ready"] else None
 
         found: dict[str, Any] = wait_for(changed_nothing, f"{self.node_name} comes to rest")
         return found

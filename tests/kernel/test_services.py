@@ -106,7 +106,7 @@ class World:
         addresses = {ip for o in objects if o["kind"] == "Service" for ip in o["spec"]["clusterIPs"]}
         found = {row["address"] for row in self.listing(node) if row["kind"] == "ClusterIP"}
         _, report = node.get("/audit", "POST")
-        return found == addresses and json.loads(report)["lastChanges"] == 0
+        return found == addresses and json.loads(report)["mended"] == 0
 
     def listing(self, node):
         _, listing = node.get("/services")

@@ -171,7 +171,6 @@ class Agent:
             network=self._network,
             pods=len(self._registry),
             passes=self._loop.passes,
-            changes=outcome.changes + (services.changes if services else 0),
             problems=tuple(
                 sorted(
                     self._told.union(
@@ -216,11 +215,11 @@ class Agent:
     def _own_node(self) -> Node | None:
         return self._nodes.objects.get(("", self._config.node_name))
 
-    async def _run_audit(self) -> None:
-        await self._policies.audit()
-        await self._loop.run_audit()
+    async def _run_audit(self) -> int:
+        mended = await self._policies.audit() + (await self._loop.run_audit()).changes
         if self._services is not None:
-            await self._services.run_audit()
+            mended += (await self._services.run_audit()).changes
+        return mended
 
     async def _list_services(self) -> bytes:
         """Give what the kernel serves. Raises InvalidInputError where that is left to another proxy."""

@@ -2,7 +2,7 @@
 
 /healthz and /livez say that the event loop turns, /readyz that the node serves pods (503 with the reasons
 where it does not). On the unix socket alone, which is root's: /status is the report as JSON, /services what
-the kernel serves; POST /audit has the kernel compared with what is wanted.
+the kernel serves; POST /audit has the kernel compared with what is wanted, and adds how much it `mended`.
 """
 
 from collections.abc import Awaitable, Callable, Sequence
@@ -23,7 +23,7 @@ class Endpoints:
     def __init__(
         self,
         report: Callable[[], Report],
-        audit: Callable[[], Awaitable[None]],
+        audit: Callable[[], Awaitable[int]],
         services: Callable[[], Awaitable[bytes]],
         routes: Sequence[web.RouteDef] = (),
     ) -> None:
@@ -90,8 +90,10 @@ class Endpoints:
         return web.Response(body=encode_report(self._report()), content_type="application/json")
 
     async def _audit(self, _request: web.Request) -> web.Response:
-        await self._run_audit()
-        return web.Response(body=encode_report(self._report()), content_type="application/json")
+        mended = await self._run_audit()
+        return web.Response(
+            body=encode_report(self._report(), mended=mended), content_type="application/json"
+        )
 
     async def _services(self, _request: web.Request) -> web.Response:
         """What Services the kernel serves; 409 where they are left to another proxy, 503 where it cannot be read."""

@@ -72,7 +72,7 @@ class Loop(Generic[Inputs, Outcome]):
         self._suspect_pods: set[str] = set()
         self._failed_in_a_row = 0
         self._rested_s = 0.0
-        self._waiting: list[asyncio.Future[None]] = []
+        self._waiting: list[asyncio.Future[Outcome]] = []
         self.passes = 0
 
     def wake(self) -> None:
@@ -93,12 +93,12 @@ class Loop(Generic[Inputs, Outcome]):
         """Ask for a pass that takes nothing for granted."""
         self.suspect(self._pods())
 
-    async def run_audit(self) -> None:
-        """Have an audit, and wait for its end."""
+    async def run_audit(self) -> Outcome:
+        """Have an audit, and wait for its outcome."""
         self.audit()
-        end = asyncio.get_running_loop().create_future()
+        end: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
         self._waiting.append(end)
-        await end
+        return await end
 
     def close(self) -> None:
         """Wait for the pass under way."""
@@ -110,10 +110,11 @@ class Loop(Generic[Inputs, Outcome]):
         while True:
             await self._wait()
             waiting, self._waiting = self._waiting, []
-            self._done(await self._pass())
+            outcome = await self._pass()
+            self._done(outcome)
             for end in waiting:
                 if not end.done():
-                    end.set_result(None)
+                    end.set_result(outcome)
 
     async def _wait(self) -> None:
         """Wait for a wish, and a moment longer for others; for a retry; or for the next audit."""

@@ -56,7 +56,7 @@ class Policies:
         self.policies: View[NetworkPolicy] = View("networkpolicies")
         self._namespaces: View[Namespace] = View("namespaces")
         self._changes: list[Change] = []
-        self._waiting: list[asyncio.Future[None]] = []
+        self._waiting: list[asyncio.Future[int]] = []
         self._wanted = asyncio.Event()
         self._in_sync = asyncio.Event()
         self._sweep_due = False
@@ -94,13 +94,14 @@ class Policies:
         """Have the table read anew, and put right."""
         self._change(Enforcer.forget)
 
-    async def audit(self) -> None:
-        """Have the table and the connections looked at, and wait for the end."""
+    async def audit(self) -> int:
+        """Have the table and the connections looked at, wait for the end, and give how many operations it took."""
         self._sweep_due = self._in_sync.is_set()
         self.suspect()
         if self._in_sync.is_set():
             with suppress(PoplinError):  # which stays, as `failure`
-                await self._written()
+                return await self._written()
+        return 0
 
     async def admit(self, attachment: Attachment) -> None:
         """Return when the policy of what has just been attached is in force. Raises PoplinError where it cannot be."""
@@ -180,12 +181,12 @@ class Policies:
         if pod is not None:
             self._change(lambda enforcer: enforcer.put_pod(pod))
 
-    async def _written(self) -> None:
-        """Wait until all changes so far are in force. Raises what kept them from it."""
-        written = asyncio.get_running_loop().create_future()
+    async def _written(self) -> int:
+        """Wait until all changes so far are in force, and give the operations. Raises what kept them from it."""
+        written: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self._waiting.append(written)
         self._wanted.set()
-        await written
+        return await written
 
     async def _enforce(self) -> None:
         await self._in_sync.wait()
@@ -194,6 +195,7 @@ class Policies:
             await self._wait()
             self._wanted.clear()
             waiting, self._waiting = self._waiting, []
+            operations = 0
             try:
                 if self._changes or waiting or self._failed_in_a_row:
                     await self._prove_lists()
@@ -201,7 +203,8 @@ class Policies:
                     written = await self._in_thread(partial(self._write, changes))
                     self._sweep_due |= written.concerns_standing
                     self._tell(written)
-                self._end(waiting, None)
+                    operations = written.operations
+                self._end(waiting, operations)
                 if self._sweep_due and not self._changes:
                     self._sweep_due = not await self._in_thread(lambda: self._enforcer.sweep(SWEEP_S))
             except PoplinError as error:
@@ -268,14 +271,14 @@ class Policies:
             log.debug("policy written", extra={"operations": written.operations})
 
     @staticmethod
-    def _end(waiting: list[asyncio.Future[None]], error: PoplinError | None) -> None:
+    def _end(waiting: list[asyncio.Future[int]], result: int | PoplinError) -> None:
         for one in waiting:
             if one.done():
                 continue
-            if error is None:
-                one.set_result(None)
+            if isinstance(result, PoplinError):
+                one.set_exception(result)
             else:
-                one.set_exception(error)
+                one.set_result(result)
 
     async def _in_thread(self, function: Callable[[], R]) -> R:
         return await asyncio.get_running_loop().run_in_executor(self._thread, function)

@@ -23,14 +23,13 @@ def from_error(name: str, error: Exception | None) -> Condition:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """The agent's state. `passes` counts reconcile passes, `changes` what the last one did."""
+    """The agent's state. `passes` counts reconcile passes."""
 
     node: str
     conditions: tuple[Condition, ...]
     network: Network | None
     pods: int
     passes: int
-    changes: int
     problems: tuple[str, ...]
 
     @property
@@ -39,17 +38,17 @@ class Report:
         return all(condition.ok for condition in self.conditions)
 
 
-def encode_report(report: Report) -> bytes:
-    """Give the report as JSON."""
+def encode_report(report: Report, **more: object) -> bytes:
+    """Give the report as JSON, with what else there is to say."""
     return msgspec.json.encode(
         {
+            **more,
             "node": report.node,
             "ready": report.ready,
             "conditions": [{"name": c.name, "ok": c.ok, "reason": c.reason} for c in report.conditions],
             "network": _network(report.network) if report.network else None,
             "pods": report.pods,
             "passes": report.passes,
-            "lastChanges": report.changes,
             "problems": report.problems,
         }
     )

@@ -81,11 +81,6 @@ class Services:
             f"{about.kind} {about.namespace}/{about.name}: {text}" for about, text in self._wrong().items()
         ]
 
-    @property
-    def changes(self) -> int:
-        """What the last pass had to do."""
-        return self._outcome.changes
-
     async def close(self) -> None:
         """Wait for the pass under way; answer no more health checks."""
         self._loop.close()

@@ -37,7 +37,7 @@ def check(run_dir: RunDir = Path("/run/poplin"), output: Output = Format.TEXT) -
     report = ask(run_dir, "POST", "/audit")
     findings = [f"{c['name']}: {c['reason']}" for c in report["conditions"] if not c["ok"]]
     findings += [p for p in report["problems"] if not any(p in finding for finding in findings)]
-    mended = report["lastChanges"]
+    mended = report["mended"]
     if output is Format.JSON:
         typer.echo(msgspec.json.format(msgspec.json.encode({"findings": findings, "mended": mended})))
     else:

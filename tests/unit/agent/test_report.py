@@ -18,7 +18,7 @@ NETWORK = Network(
     pod_mtu_bytes=1450,
     state=NetworkState(links={"flannel.1": Link("flannel.1")}, routes=frozenset({Route(CIDR)})),
 )
-REPORT = Report("n1", (Condition("cluster in sync", ok=True),), NETWORK, 3, 7, 2, ("node n9: is odd",))
+REPORT = Report("n1", (Condition("cluster in sync", ok=True),), NETWORK, 3, 7, ("node n9: is odd",))
 
 
 def test_a_condition_holds_where_there_is_no_error():
@@ -53,9 +53,12 @@ def test_the_report_as_json():
         },
         "pods": 3,
         "passes": 7,
-        "lastChanges": 2,
         "problems": ["node n9: is odd"],
     }
+
+
+def test_an_audit_adds_what_it_mended():
+    assert json.loads(encode_report(REPORT, mended=2)) == {**json.loads(encode_report(REPORT)), "mended": 2}
 
 
 def test_a_node_without_a_network_has_none_in_its_report():
