@@ -6,20 +6,24 @@ import random
 
 import pytest
 
-from e2e.lab_commands import Lab, poplin, shell, unique_name, wait_until
+from e2e.lab_commands import Lab, container, poplin, unique_name, wait_until
 from poplin.lab.directory import Directory
 from poplin.lab.fault import FAULTS, inflict
+from poplin.lab.probing import Probe, Protocol
 from poplin.lab.snapshot import NodeNetwork
+from poplin.lab.traffic import run_flow
+
+PORT = 80
 
 
 @pytest.fixture(scope="module")
 def lab():
     name = unique_name()
-    poplin("up", "--nodes", "2", "--ip-family", "dual", "--name", name)
+    poplin("up", "--nodes", "2", "--ip-family", "dual", "--dns", "none", "--name", name)
     try:
         made = Lab(name)
         for node in ("node-1", "node-2"):
-            made.create(f"pod-{node}", shell("sleep 1000"), node=node)
+            made.create(f"pod-{node}", container(ports=[{"containerPort": PORT}]), node=node)
             made.wait_for(f"pod-{node}", lambda pod: pod["status"].get("podIPs"), "it has addresses")
         # What others plant is neither ours to mend nor to remove.
         poplin("exec", "--name", name, "node/node-1", "--", "ip", "link", "add", "other0", "type", "bridge")
@@ -38,6 +42,30 @@ def test_each_kind_is_repaired(lab, kind):
     assert report is not None
     assert (report.kind, report.node) == (kind, "node-1")
     assert report.repair_s is not None
+
+
+@pytest.mark.parametrize("version", [4, 6])
+@pytest.mark.parametrize("kind", ["uplink", "backend"])
+def test_a_connection_outlives_what_its_packets_travel_by(lab, kind, version):
+    near, far = (NodeNetwork(Directory(lab.name), node) for node in ("node-1", "node-2"))
+    source, target = near.attachments()[0], far.attachments()[0]
+    address = next(a for a in target.addresses if a.version == version)
+
+    async def strike():
+        stop = asyncio.Event()
+        probe = Probe(source.netns, "", address, PORT, Protocol.TCP)
+        flow = asyncio.create_task(run_flow(probe, stop, interval_s=0.01), name="flow")
+        await asyncio.sleep(0.3)
+        report = await inflict(near, kind, random.Random(1))
+        # What was sent meanwhile comes with TCP's next retransmission.
+        await asyncio.sleep(3)
+        stop.set()
+        return report, await flow
+
+    report, flow = asyncio.run(strike())
+    assert report is not None
+    assert report.repair_s is not None
+    assert flow.whole, flow
 
 
 def test_a_fault_whose_repair_is_not_seen_is_told(lab):

@@ -17,8 +17,9 @@ from poplin.dataplane.sysctl import write_sysctl
 from poplin.lab.addressing import API_PORT
 from poplin.lab.directory import Directory
 from poplin.lab.settings import Settings
-from poplin.model.kernel import Address, IPAddress, Link, Route, Veth
-from poplin.plan.operation import Change, Operation, Put
+from poplin.model.kernel import PROTOCOL, Address, IPAddress, Link, Route, Veth
+from poplin.model.state import NetworkState
+from poplin.plan.operation import Change, Operation, Put, Remove
 
 BRIDGE: Final = "switch"
 UPLINK: Final = "eth0"
@@ -42,20 +43,42 @@ def make_node(directory: Directory, settings: Settings, number: int) -> None:
     node = f"node-{number}"
     create_netns(directory.node_namespace(node))
     with inside(directory.node_namespace(node)) as (netns_fd, links):
-        with inside(directory.fabric_namespace()) as (_, switch):
-            port = Link(node, "veth", master=BRIDGE)
-            _apply(switch, [Put(Veth(port, Link(UPLINK), netns_fd))])
-            if number == 1:
+        _plug_in(directory, node, Link(UPLINK), netns_fd)
+        if number == 1:
+            with inside(directory.fabric_namespace()) as (_, switch):
                 _apply(switch, _lead_to_load_balancers(settings))
         _forward()
-        # While its link-local address is tentative a node cannot ask for a neighbour on behalf of a pod.
-        write_sysctl(f"net/ipv6/conf/{UPLINK}/accept_dad", 0)
         operations: list[Operation] = [Change(Link("lo")), Change(Link(UPLINK))]
         operations += [Put(Address(UPLINK, a, protocol=0)) for a in settings.addressing.node(number)]
         for gateway in settings.addressing.gateways():
             everywhere = ip_network("0.0.0.0/0" if gateway.version == 4 else "::/0")
             operations.append(Put(Route(everywhere, gateway.ip, UPLINK, protocol=_STATIC)))
         _apply(links, operations)
+
+
+def replace_uplink(directory: Directory, node: str, before: NetworkState) -> None:
+    """Take a node's interface away and give it another with the same MAC, set up as a network daemon would.
+
+    `before` is what stood in the node's namespace. The kernel takes with the interface what was on it, the
+    agent's included; only what others had there is put back. Raises KernelError.
+    """
+    old = before.links[UPLINK]
+    with inside(directory.node_namespace(node)) as (netns_fd, links):
+        _apply(links, [Remove(old)])
+        _plug_in(directory, node, Link(UPLINK, mac=old.mac), netns_fd)
+        operations: list[Operation] = [Change(Link(UPLINK, mtu_bytes=old.mtu_bytes))]
+        operations += [Put(a) for a in before.addresses if a.link == UPLINK and a.protocol != PROTOCOL]
+        operations += [Put(r) for r in before.routes if r.link == UPLINK and r.protocol != PROTOCOL]
+        _apply(links, operations)
+
+
+def _plug_in(directory: Directory, node: str, uplink: Link, netns_fd: int) -> None:
+    """Cable a node, in whose namespace the thread is, to the switch. Raises KernelError."""
+    with inside(directory.fabric_namespace()) as (_, switch):
+        port = Link(node, "veth", master=BRIDGE)
+        _apply(switch, [Put(Veth(port, uplink, netns_fd))])
+    # While its link-local address is tentative a node cannot ask for a neighbour on behalf of a pod.
+    write_sysctl(f"net/ipv6/conf/{UPLINK}/accept_dad", 0)
 
 
 def _lead_to_load_balancers(settings: Settings) -> list[Operation]:
