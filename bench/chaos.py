@@ -29,10 +29,11 @@ from poplin.dataplane.netns import entered, open_netns
 from poplin.dataplane.nftables.socket import NftSocket
 from poplin.datastore.client import ApiClient
 from poplin.datastore.kubeconfig import find_access
-from poplin.lab.fault import ANY, FaultReport, inflict_some
+from poplin.lab.fault import ANY, inflict_some
 from poplin.lab.lifecycle import require
 from poplin.lab.message import Question, agent_name
 from poplin.lab.probing import Probe, Protocol
+from poplin.lab.repair import FaultReport
 from poplin.lab.report import kubeconfig_path
 from poplin.lab.runtime import ask
 from poplin.lab.snapshot import TABLES, NodeNetwork

@@ -10,6 +10,7 @@ from e2e.lab_commands import Lab, container, poplin, unique_name, wait_until
 from poplin.lab.directory import Directory
 from poplin.lab.fault import FAULTS, inflict
 from poplin.lab.probing import Probe, Protocol
+from poplin.lab.repair import wait_for_rest
 from poplin.lab.snapshot import NodeNetwork
 from poplin.lab.traffic import run_flow
 
@@ -30,6 +31,8 @@ def lab():
         poplin(
             "exec", "--name", name, "node/node-1", "--", "ip", "route", "add", "198.51.100.0/24", "via", "172.18.0.1"
         )  # fmt: skip
+        nodes = [NodeNetwork(Directory(name), node) for node in ("node-1", "node-2")]
+        asyncio.run(wait_for_rest(nodes))
         yield made
     finally:
         poplin("down", "--name", name)
@@ -45,7 +48,7 @@ def test_each_kind_is_repaired(lab, kind):
 
 
 @pytest.mark.parametrize("version", [4, 6])
-@pytest.mark.parametrize("kind", ["uplink", "backend"])
+@pytest.mark.parametrize("kind", ["uplink", "backend", "node-address"])
 def test_a_connection_outlives_what_its_packets_travel_by(lab, kind, version):
     near, far = (NodeNetwork(Directory(lab.name), node) for node in ("node-1", "node-2"))
     source, target = near.attachments()[0], far.attachments()[0]
@@ -57,15 +60,15 @@ def test_a_connection_outlives_what_its_packets_travel_by(lab, kind, version):
         flow = asyncio.create_task(run_flow(probe, stop, interval_s=0.01), name="flow")
         await asyncio.sleep(0.3)
         report = await inflict(near, kind, random.Random(1))
-        # What was sent meanwhile comes with TCP's next retransmission.
-        await asyncio.sleep(3)
+        # What was sent meanwhile comes with TCP's next retransmission: each is after twice the time.
+        await asyncio.sleep(1 + 2 * (report.repair_s if report and report.repair_s else 0))
         stop.set()
         return report, await flow
 
     report, flow = asyncio.run(strike())
     assert report is not None
     assert report.repair_s is not None
-    assert flow.whole, flow
+    assert flow.whole, (report, flow)
 
 
 def test_a_fault_whose_repair_is_not_seen_is_told(lab):

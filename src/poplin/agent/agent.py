@@ -117,7 +117,11 @@ class Agent:
                 )
             links = stack.enter_context(RouteSocket())
             watchdog = Watchdog(
-                self._loop, self._registry.standing_on, links.links, lambda: reconciler.desired
+                self._loop,
+                self._registry.standing_on,
+                links.links,
+                lambda: reconciler.desired,
+                self._source.end_stranded,
             )
             ours = reconciler.nft_ports | host_ports.ports | self._policies.ports | service_rules.ports
             tables = stack.enter_context(NftMonitor(ignored_ports=ours))

@@ -14,8 +14,8 @@ from poplin.model.errors import PoplinError, TemporaryError
 
 log = logging.getLogger(__name__)
 
-RETRY_S: Final = 2.0
-"""Wait before a write that failed is tried again."""
+RETRY_S: Final = (0.2, 0.5, 1.0, 2.0)
+"""Waits before a write is tried again after failures in a row; the last one repeats."""
 
 PATIENCE_S: Final = 5.0
 """How long something is wrong before an Event says so: a node that joins has no podCIDR for a moment."""
@@ -64,21 +64,22 @@ class Publisher:
 
     async def run(self) -> None:
         """Publish what is offered, trying again after failures, for ever."""
-        failed = False
+        failed = 0
         while True:
+            again = failed or self._noticed != self._told
             with suppress(TimeoutError):
-                async with asyncio.timeout(RETRY_S if failed or self._noticed != self._told else None):
+                async with asyncio.timeout(RETRY_S[min(failed, len(RETRY_S)) - 1] if again else None):
                     await self._news.wait()
             self._news.clear()
             try:
                 await self._publish()
             except PoplinError as error:
-                failed = True
+                failed += 1
                 if str(error) != str(self.not_published):
                     log.warning("not published", extra={"error": str(error)})
                 self.not_published = error
             else:
-                failed = False
+                failed = 0
 
     async def _publish(self) -> None:
         node, network = self._node, self._network

@@ -34,8 +34,8 @@ class Watchdog:
     """Judges events.
 
     `attachment_of` gives the attachment that stands on a host link, None for none; `links` reads all links of the
-    node. `desired` is the state that the last pass has wanted of the node's namespace. `clock` gives seconds from any
-    point on.
+    node. `desired` is the state that the last pass has wanted of the node's namespace. `left` is called
+    when the node may have lost an address. `clock` gives seconds from any point on.
     """
 
     def __init__(
@@ -44,12 +44,14 @@ class Watchdog:
         attachment_of: Callable[[str], Attachment | None],
         links: Callable[[], Iterable[Link]],
         desired: Callable[[], NetworkState],
+        left: Callable[[], None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._loop = loop
         self._attachment_of = attachment_of
         self._links = links
         self._desired = desired
+        self._left = left
         self._clock = clock
         self._carrier: dict[str, bool] = {}
         # Host links by where their peers are: (namespace's id, index there).
@@ -70,6 +72,7 @@ class Watchdog:
         """Take one event in."""
         match event:
             case Overrun():
+                self._left()
                 self._loop.audit()
             case Elsewhere(nsid, inside):
                 self._judge_inside(nsid, inside)
@@ -89,7 +92,10 @@ class Watchdog:
                     self._judge_thing_of_pod(link)
             case Seen(Link() | Address()) | Gone(Link()):
                 self._loop.suspect()
-            case Gone(Address() as address) if address.protocol != PROTOCOL and _is_on_pod(address.link):
+            case Gone(Address() as address) if not _is_on_pod(address.link):
+                self._left()
+                self._loop.suspect()
+            case Gone(Address() as address) if address.protocol != PROTOCOL:
                 pass
             case Seen(FdbEntry() as entry) | Gone(FdbEntry() as entry):
                 # The kernel names no port for these (vxlan_fdb_notify in drivers/net/vxlan): ours come, too.

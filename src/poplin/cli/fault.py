@@ -12,8 +12,9 @@ import typer
 
 from poplin.cli.output import Format, Output
 from poplin.cli.root import require_root
-from poplin.lab.fault import ANY, FAULTS, FaultReport, check_kind, inflict_some
+from poplin.lab.fault import ANY, FAULTS, check_kind, inflict_some
 from poplin.lab.lifecycle import require
+from poplin.lab.repair import FaultReport
 from poplin.lab.settings import DEFAULT_NAME, check_name
 from poplin.lab.snapshot import NodeNetwork
 from poplin.model.errors import InvalidInputError

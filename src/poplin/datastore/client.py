@@ -4,11 +4,13 @@ Source: Kubernetes API Concepts, and the API reference's "Status" object.
 """
 
 import asyncio
+import errno
 import logging
 import socket
 import ssl
+import weakref
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any, Final, Self
 
 import aiohttp
@@ -122,6 +124,7 @@ class ApiClient:
         self._response_s = response_s
         self._session: aiohttp.ClientSession | None = None
         self._tls: tuple[Credential, ssl.SSLContext] | None = None
+        self._sockets: weakref.WeakSet[socket.socket] = weakref.WeakSet()
 
     async def __aenter__(self) -> Self:
         return self
@@ -134,6 +137,16 @@ class ApiClient:
         if self._session is not None:
             await self._session.close()
             self._session = None
+
+    def end_stranded(self) -> None:
+        """End the connections that come from an address which this host has no more: nothing answers them.
+
+        The kernel leaves them as they are, and a watch would hear of it by `_keepalive_socket` only.
+        """
+        for connection in list(self._sockets):
+            with suppress(OSError):  # closed already
+                if not _is_local(connection.family, connection.getsockname()[0]):
+                    connection.shutdown(socket.SHUT_RDWR)
 
     async def request(
         self,
@@ -206,7 +219,7 @@ class ApiClient:
 
     def _open(self) -> aiohttp.ClientSession:
         if self._session is None:
-            connector = aiohttp.TCPConnector(limit=0, socket_factory=_keepalive_socket)
+            connector = aiohttp.TCPConnector(limit=0, socket_factory=self._make_socket)
             self._session = aiohttp.ClientSession(
                 connector=connector,
                 read_bufsize=READ_BUFFER_BYTES,
@@ -216,6 +229,11 @@ class ApiClient:
                 cookie_jar=aiohttp.DummyCookieJar(),
             )
         return self._session
+
+    def _make_socket(self, address: aiohttp.AddrInfoType) -> socket.socket:
+        made = _keepalive_socket(address)
+        self._sockets.add(made)
+        return made
 
     def _tls_context(self, credential: Credential) -> ssl.SSLContext | bool:
         """One context for as long as the certificate stays: connections are pooled by it."""
@@ -263,6 +281,16 @@ async def _refusal(response: aiohttp.ClientResponse, where: str) -> RefusedError
         reason=status.reason if status else "",
         retry_after_s=retry_after_s,
     )
+
+
+def _is_local(family: int, address: str) -> bool:
+    """Tell whether this host has the address: by binding to it."""
+    with socket.socket(family, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.bind((address, 0))
+        except OSError as error:
+            return error.errno != errno.EADDRNOTAVAIL
+    return True
 
 
 def _keepalive_socket(address: aiohttp.AddrInfoType) -> socket.socket:

@@ -92,6 +92,9 @@ class FileSource:
             raise value
         return value
 
+    def end_stranded(self) -> None:
+        """See `Source.end_stranded`: a file is asked from no address."""
+
     async def patch_node(
         self, name: str, annotations: Mapping[str, str | None], conditions: Sequence[NodeCondition] = ()
     ) -> None:

@@ -95,6 +95,10 @@ class KubernetesSource:
             raise value
         return value
 
+    def end_stranded(self) -> None:
+        """See `Source.end_stranded`."""
+        self.client.end_stranded()
+
     async def patch_node(
         self, name: str, annotations: Mapping[str, str | None], conditions: Sequence[NodeCondition] = ()
     ) -> None:

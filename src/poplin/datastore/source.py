@@ -78,6 +78,10 @@ class Source(Protocol):
         """One object as it is now, None where there is none. Raises PoplinError."""
         ...
 
+    def end_stranded(self) -> None:
+        """Wait for nothing that was asked from an address which the host has no more."""
+        ...
+
     async def patch_node(
         self,
         name: str,

@@ -6,18 +6,18 @@ nothing that is sent inside a lab can leave it.
 
 import os
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from ipaddress import ip_network
 from typing import Final
 
 from poplin.dataplane.netlink.route_socket import RouteSocket
-from poplin.dataplane.netns import NAMED, create_netns, entered, open_netns
+from poplin.dataplane.netns import NAMED, create_netns, entered, in_namespace, open_netns
 from poplin.dataplane.sysctl import write_sysctl
 from poplin.lab.addressing import API_PORT
 from poplin.lab.directory import Directory
 from poplin.lab.settings import Settings
-from poplin.model.kernel import PROTOCOL, Address, IPAddress, Link, Route, Veth
+from poplin.model.kernel import PROTOCOL, Address, IPAddress, IPInterface, Link, Route, Veth
 from poplin.model.state import NetworkState
 from poplin.plan.operation import Change, Operation, Put, Remove
 
@@ -70,6 +70,33 @@ def replace_uplink(directory: Directory, node: str, before: NetworkState) -> Non
         operations += [Put(a) for a in before.addresses if a.link == UPLINK and a.protocol != PROTOCOL]
         operations += [Put(r) for r in before.routes if r.link == UPLINK and r.protocol != PROTOCOL]
         _apply(links, operations)
+
+
+def move_uplink(
+    directory: Directory, node: str, before: NetworkState, moved: Mapping[IPInterface, IPInterface]
+) -> None:
+    """Give a node's interface other addresses, as a network daemon would. Raises KernelError.
+
+    `before` is what stood in the node's namespace: of IPv4 the kernel takes the routes with the last address,
+    and others' are put back.
+    """
+    with inside(directory.node_namespace(node)) as (_, links):
+        operations: list[Operation] = [Remove(Address(UPLINK, old, protocol=0)) for old in moved]
+        operations += [Put(Address(UPLINK, new, protocol=0)) for new in moved.values()]
+        others = (r for r in before.routes if r.link == UPLINK and r.protocol != PROTOCOL)
+        operations += [Put(route, replace=True) for route in others]
+        _apply(links, operations)
+
+
+def read_uplink(netns_fd: int) -> list[IPAddress]:
+    """The addresses of a node's interface, in the kernel's order, without link-local ones; [] where there is none."""
+
+    def read() -> list[IPAddress]:
+        with RouteSocket() as links:
+            found = [one.interface.ip for one in links.addresses() if one.link == UPLINK]
+        return [address for address in found if not address.is_link_local]
+
+    return in_namespace(netns_fd, read)
 
 
 def _plug_in(directory: Directory, node: str, uplink: Link, netns_fd: int) -> None:

@@ -6,25 +6,23 @@ import random
 import signal
 import time
 from collections.abc import AsyncIterator, Callable, Collection, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from ipaddress import ip_network
 from pathlib import Path
 from typing import Final, TypeVar
-
-import msgspec
 
 from poplin.dataplane.netlink.request import describe
 from poplin.dataplane.netlink.route_socket import RouteSocket
 from poplin.dataplane.netns import entered, open_netns
 from poplin.dataplane.nftables.socket import NftSocket
 from poplin.dataplane.sysctl import write_sysctl
-from poplin.lab.directory import Directory
 from poplin.lab.fabric import UPLINK, replace_uplink
 from poplin.lab.message import Question, agent_name
+from poplin.lab.repair import POLL_S, REPAIR_TIMEOUT_S, FaultReport, stands, wait_for_rest, wait_until
 from poplin.lab.runtime import ask
-from poplin.lab.settings import Backend, read_settings
 from poplin.lab.snapshot import SYSCTLS, NodeNetwork, Snapshot
+from poplin.lab.swing import SWINGS
 from poplin.model.attachment import Attachment
 from poplin.model.errors import InvalidInputError, TemporaryError
 from poplin.model.kernel import PROTOCOL, Link, Route, RouteKind
@@ -32,11 +30,6 @@ from poplin.model.state import NetworkState
 from poplin.plan.network import is_ours
 from poplin.plan.nftables import DeleteTable, FlushChain
 from poplin.plan.operation import Change, Operation, Put, Remove
-
-REPAIR_TIMEOUT_S: Final = 90.0
-"""More than the 60 s between two audits, which find what the kernel tells nobody."""
-
-POLL_S: Final = 0.002
 
 ANY: Final = "random"
 
@@ -84,16 +77,6 @@ class Place:
                 return RouteSocket()
         finally:
             os.close(netns_fd)
-
-
-@dataclass(frozen=True, slots=True)
-class FaultReport:
-    """One fault and its repair: seconds from the damage until all stood as before, None where it never did."""
-
-    kind: str
-    node: str
-    what: str
-    repair_s: float | None
 
 
 Strike = Callable[[Place, random.Random], str | None]
@@ -244,10 +227,7 @@ ON_NODE: Final[dict[str, Strike]] = {
 ON_ONE_NODE: Final[tuple[str, ...]] = (*ON_NODE, *(f"pod-{kind}" for kind in ANYWHERE), "pod-link")
 """What "random" chooses from."""
 
-BACKEND: Final = "backend"
-"""Strikes all nodes: net-conf.json names the other backend until each has changed to it, then the first again."""
-
-FAULTS: Final[tuple[str, ...]] = (*ON_ONE_NODE, BACKEND)
+FAULTS: Final[tuple[str, ...]] = (*ON_ONE_NODE, *SWINGS)
 """All kinds."""
 
 
@@ -276,8 +256,8 @@ async def inflict(network: NodeNetwork, kind: str, chance: random.Random) -> Fau
 
     Raises KernelError where the damage cannot be done, TemporaryError where the agent does not answer.
     """
-    if kind == BACKEND:
-        return await _switch_backend(network)
+    if kind in SWINGS:
+        return await SWINGS[kind](network)
     attachments = network.attachments()
     before = network.read(attachments)
     place = _place(network, before, attachments, kind, chance)
@@ -287,61 +267,8 @@ async def inflict(network: NodeNetwork, kind: str, chance: random.Random) -> Fau
         return None
     if kind.startswith("agent-"):
         await _wait_for_agent(network, began_s)
-    repair_s = await _wait_until(network, attachments, before, began_s)
+    repair_s = await wait_until(partial(stands, network, attachments, before), began_s)
     return FaultReport(kind, network.node, what, repair_s)
-
-
-async def _switch_backend(struck: NodeNetwork) -> FaultReport:
-    """Switch to the other backend and back. The time counts from the first switch, which all nodes follow."""
-    directory = struck.directory
-    networks = [NodeNetwork(directory, node) for node in read_settings(directory.settings).node_names()]
-    stood = [(network, network.attachments()) for network in networks]
-    before = [(network, attachments, network.read(attachments)) for network, attachments in stood]
-    text = directory.net_conf.read_text()
-    conf = msgspec.json.decode(text)
-    old = Backend(conf["Backend"]["Type"])
-    new = Backend.HOST_GW if old is Backend.VXLAN else Backend.VXLAN
-    began_s = time.monotonic()
-    try:
-        _write_net_conf(directory, msgspec.json.encode({**conf, "Backend": {"Type": new.value}}).decode())
-        changed = [await _wait_for_backend(network, new, began_s) for network in networks]
-    finally:
-        _write_net_conf(directory, text)
-    repairs = [await _wait_until(*one, began_s) for one in before]
-    times_s = [repair_s for repair_s in repairs if repair_s is not None]
-    whole = all(changed) and len(times_s) == len(repairs)
-    return FaultReport(BACKEND, struck.node, f"{old} -> {new} -> {old}", max(times_s) if whole else None)
-
-
-def _write_net_conf(directory: Directory, text: str) -> None:
-    """Put another text in the file's place: no agent reads half of one."""
-    new = directory.net_conf.with_suffix(".new")
-    new.write_text(text)
-    new.replace(directory.net_conf)
-
-
-async def _wait_for_backend(network: NodeNetwork, backend: Backend, began_s: float) -> bool:
-    """Return when the node has a device for tunnels, or none, as the backend wants it. False: it never did."""
-    while time.monotonic() - began_s < REPAIR_TIMEOUT_S:
-        with suppress(TemporaryError):
-            links = network.read(()).node.links.values()
-            if any(link.kind == "vxlan" and is_ours(link) for link in links) == (backend is Backend.VXLAN):
-                return True
-        await asyncio.sleep(POLL_S)
-    return False
-
-
-async def _wait_until(
-    network: NodeNetwork, attachments: Sequence[Attachment], before: Snapshot, began_s: float
-) -> float | None:
-    while time.monotonic() - began_s < REPAIR_TIMEOUT_S:
-        try:
-            if network.read(attachments) == before:
-                return time.monotonic() - began_s
-        except TemporaryError:
-            pass  # what is being made anew changes while it is read
-        await asyncio.sleep(POLL_S)
-    return None
 
 
 async def _wait_for_agent(network: NodeNetwork, began_s: float) -> None:
@@ -385,6 +312,7 @@ async def inflict_some(
 
     Ends early where no node has anything of the kind. Raises what `inflict` raises.
     """
+    await wait_for_rest(networks)
     done = misses = 0
     while done < count and misses < MISSES_MAX:
         chosen = chance.choice(ON_ONE_NODE) if kind == ANY else kind

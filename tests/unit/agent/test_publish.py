@@ -43,7 +43,7 @@ class StandInSource:
 
 @pytest.fixture
 async def running(monkeypatch):
-    monkeypatch.setattr(module, "RETRY_S", 0.001)
+    monkeypatch.setattr(module, "RETRY_S", (0.001,))
     source, published = StandInSource(), []
     publisher = Publisher(source, "n1", lambda: published.append(1), patience_s=0)
     task = asyncio.create_task(publisher.run())

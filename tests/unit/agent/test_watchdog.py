@@ -50,7 +50,7 @@ class StandInLoop:
         self.asked.append("audit")
 
 
-def judge(*events, reads=None):
+def judge(*events, reads=None, left=None):
     loop = StandInLoop()
 
     def links():
@@ -59,7 +59,9 @@ def judge(*events, reads=None):
         return [Link("lo"), HOST]
 
     now = iter(range(0, 10_000, 1))
-    watchdog = Watchdog(loop, {POD.host_link: POD}.get, links, lambda: DESIRED, lambda: next(now) / 10)
+    watchdog = Watchdog(
+        loop, {POD.host_link: POD}.get, links, lambda: DESIRED, left or (lambda: None), lambda: next(now) / 10
+    )
     for event in events:
         watchdog.judge(event)
     return loop.asked
@@ -162,3 +164,11 @@ def test_a_new_link_of_a_pods_name_starts_with_its_carrier_unknown():
     down = Seen(replace(HOST, carrier=False))
     assert judge(down, Gone(HOST), Seen(HOST)) == [THE_POD, THE_POD]
     assert judge(Seen(OTHER_ROUTE)) == [ALL]
+
+
+def test_an_address_that_the_node_has_no_more_is_told_at_once():
+    underlay = Address("eth0", IPv4Interface("192.0.2.1/24"), protocol=0)
+    for events, times in (([Seen(underlay), Gone(GATEWAY)], 0), ([Gone(underlay)], 1), ([Overrun()], 1)):
+        left = []
+        judge(*events, left=lambda: left.append(1))  # noqa: B023  - called here
+        assert len(left) == times

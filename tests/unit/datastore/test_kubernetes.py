@@ -1,6 +1,7 @@
 """The API server as a source: single requests, what is written, TLS, and errors."""
 
 import asyncio
+import socket
 import ssl
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import replace
@@ -8,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from poplin.datastore import client
 from poplin.datastore.access import Identity
 from poplin.datastore.client import ApiClient, NonsenseError, RefusedError, Unreachable
 from poplin.datastore.core import CONFIG_MAPS, PODS
@@ -188,6 +190,42 @@ async def test_watches_of_one_source_stop_none_of_each_other(api):
         await api.until(lambda: api.watches_open)
         api.put(pod("b"))
         assert (await waiting).object.name == "b"
+
+
+@pytest.mark.parametrize(("here", "more"), [(False, 1), (True, 0)])
+async def test_a_watch_from_an_address_that_is_gone_is_begun_anew(api, monkeypatch, here, more):
+    """It would be heard of by keepalives only. The address stands; that it is gone is said in its place."""
+    api.put(pod("a"))
+    async with (
+        KubernetesSource(api.access(), pace=FAST) as source,
+        aclosing(source.watch(PODS)) as events,
+        asyncio.timeout(10),
+    ):
+        assert isinstance(await anext(events), Replaced)
+        waiting = asyncio.create_task(anext(events))
+        await api.until(lambda: api.watches_open)
+        before = api.counts["watch"]
+        if not here:
+            monkeypatch.setattr(client, "_is_local", lambda *_: False)
+        source.end_stranded()
+        await api.until(lambda: api.counts["watch"] == before + more and api.watches_open)
+        api.put(pod("b"))
+        assert (await waiting).object.name == "b"
+        assert api.counts["watch"] == before + more
+
+
+@pytest.mark.parametrize(
+    ("family", "address", "local"),
+    [
+        (socket.AF_INET, "127.0.0.1", True),
+        (socket.AF_INET, "0.0.0.0", True),  # a socket that is not connected yet
+        (socket.AF_INET, "192.0.2.1", False),
+        (socket.AF_INET6, "::1", True),
+        (socket.AF_INET6, "2001:db8::1", False),
+    ],
+)
+def test_whether_an_address_is_local(family, address, local):
+    assert client._is_local(family, address) == local
 
 
 AUTHORITY = Authority()

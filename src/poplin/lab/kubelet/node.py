@@ -4,15 +4,18 @@ import asyncio
 import logging
 import os
 import platform
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Final
 
 from poplin import __version__
 from poplin.datastore.client import JSON, JSON_MERGE, STRATEGIC_MERGE, ApiClient, RefusedError
 from poplin.lab.controllers.object import LEASES, NODES, Json, format_time
+from poplin.lab.fabric import read_uplink
 from poplin.lab.kubelet.cni import find_conflist
 from poplin.lab.kubelet.place import NodePlace
 from poplin.model.errors import PoplinError
+from poplin.model.kernel import IPAddress
 
 log = logging.getLogger(__name__)
 
@@ -34,15 +37,16 @@ CONDITIONS: Final = (
 
 
 class NodeAgent:
-    """Keeps one node in the API. `ready` is set while its CNI configuration is there."""
+    """Keeps one node in the API. `ready` is set while its CNI configuration is there; `addresses` are its interface's."""
 
     def __init__(self, place: NodePlace, client: ApiClient, runtime: str) -> None:
         self.place = place
+        self.addresses = place.addresses
         self._runtime = runtime
         self.ready = asyncio.Event()
         self._client = client
         self._registered = False
-        self._told_ready: bool | None = None
+        self._told: tuple[bool, Sequence[IPAddress]] | None = None
         self._told_at = 0.0
         self._renewed_at = 0.0
         self._since = datetime.now(UTC)
@@ -55,7 +59,7 @@ class NodeAgent:
             except PoplinError as error:
                 log.warning("node not told", extra={"node": self.place.name, "error": str(error)})
                 await asyncio.sleep(LOOK_S[1])
-            await asyncio.sleep(LOOK_S[self._told_ready is True])
+            await asyncio.sleep(LOOK_S[self._told is not None and self._told[0]])
 
     async def _keep(self) -> None:
         if not self._registered:
@@ -63,9 +67,10 @@ class NodeAgent:
             self._registered = True
         now = asyncio.get_running_loop().time()
         ready = find_conflist(self.place.files.cni_conf) is not None
-        if ready != self._told_ready or now - self._told_at > STATUS_S:
+        self.addresses = _choose_addresses(read_uplink(self.place.netns_fd), self.addresses)
+        if (ready, self.addresses) != self._told or now - self._told_at > STATUS_S:
             await self._tell(ready=ready)
-            self._told_at, self._told_ready = now, ready
+            self._told_at, self._told = now, (ready, self.addresses)
         if ready:
             self.ready.set()
         else:
@@ -84,9 +89,16 @@ class NodeAgent:
         await self._create_or("POST", NODES.path(), body)
 
     async def _tell(self, *, ready: bool) -> None:
-        if ready != self._told_ready:
+        if self._told is None or ready != self._told[0]:
             self._since = datetime.now(UTC)
-        status = node_status(self.place, self._runtime, ready=ready, since=self._since, now=datetime.now(UTC))
+        status = node_status(
+            self.place.name,
+            self.addresses,
+            self._runtime,
+            ready=ready,
+            since=self._since,
+            now=datetime.now(UTC),
+        )
         path = NODES.path(name=self.place.name, subresource="status")
         await self._client.request("PATCH", path, body={"status": status}, content_type=STRATEGIC_MERGE)
 
@@ -116,7 +128,15 @@ class NodeAgent:
                 raise
 
 
-def node_status(place: NodePlace, runtime: str, *, ready: bool, since: datetime, now: datetime) -> Json:
+def _choose_addresses(found: Sequence[IPAddress], told: Sequence[IPAddress]) -> list[IPAddress]:
+    """Of each family one: that which was told as long as it is there, and where none is."""
+    first = {address.version: address for address in reversed(found)}
+    return [one if one in found else first.get(one.version, one) for one in told]
+
+
+def node_status(
+    name: str, addresses: Sequence[IPAddress], runtime: str, *, ready: bool, since: datetime, now: datetime
+) -> Json:
     """The status that a kubelet reports, as a strategic merge (API reference, "NodeStatus")."""
     word = (
         ("KubeletReady", "kubelet is posting ready status")
@@ -128,10 +148,8 @@ def node_status(place: NodePlace, runtime: str, *, ready: bool, since: datetime,
     resources = {"cpu": str(os.cpu_count() or 1), "memory": f"{_memory_bytes() >> 10}Ki", "pods": str(PODS)}
     return {
         "addresses": [
-            # Their merge key is the type, of which a node of two families has two addresses the same.
-            {"$patch": "replace"},
-            *({"type": "InternalIP", "address": str(address)} for address in place.addresses),
-            {"type": "Hostname", "address": place.name},
+            *({"type": "InternalIP", "address": str(address)} for address in addresses),
+            {"type": "Hostname", "address": name},
             # The list's merge key is its type, so that without this one InternalIP would take the other's place.
             {"$patch": "replace"},
         ],

@@ -148,7 +148,7 @@ class PodWorker:
             )
 
         return make_environment(
-            self.pod, container, list(self._addresses), list(self._node.place.addresses), look_up, variables
+            self.pod, container, list(self._addresses), list(self._node.addresses), look_up, variables
         )
 
     async def make_order(
@@ -168,7 +168,7 @@ class PodWorker:
 
     async def _prepare_volumes(self) -> Volumes:
         directory = self._services.directory.pods / self.pod.uid / "volumes"
-        volumes = Volumes(self.pod, directory, self._addresses, self._node.place.addresses)
+        volumes = Volumes(self.pod, directory, self._addresses, self._node.addresses)
         await volumes.prepare(self._read_data, self._issue_token)
         return volumes
 
@@ -241,7 +241,7 @@ class PodWorker:
         await self._persist(self._make_sandbox)
         assert self._sandbox is not None  # noqa: S101  - just made
         host = self.pod.host_network
-        self._addresses = self._node.place.addresses if host else self._sandbox.addresses
+        self._addresses = self._node.addresses if host else self._sandbox.addresses
         self._attached = True
         self.changed()
 
@@ -315,7 +315,7 @@ class PodWorker:
                 [container.view for container in self._main],
                 attached=self._attached,
                 addresses=self._addresses,
-                host_addresses=self._node.place.addresses,
+                host_addresses=self._node.addresses,
                 now=datetime.now(UTC),
             )
             if status == told:
