@@ -114,4 +114,5 @@ def running_containerd(node: Node, archive: Path | None = None) -> Iterator[Runn
     finally:
         running.kill()
         containerd.remove()
-    assert running.traces() == []
+    traces = running.traces()
+    assert not traces, traces

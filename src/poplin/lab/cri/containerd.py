@@ -18,6 +18,7 @@ Seen with Debian 12's containerd 1.6.20 and runc 1.1.5, on kernel 6.18:
 import os
 import shutil
 import socket
+import time
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,6 +45,11 @@ from poplin.lab.mounts import read_mounts, share_directory, unmount_below
 from poplin.model.errors import PoplinError
 
 CGROUPS: Final = Path("/sys/fs/cgroup")
+
+ENDING_S: Final = 5.0
+"""The longest that killed processes are waited for."""
+POLL_S: Final = 0.005
+
 _BUILT_IN: Final = {"run": Path("/run/containerd"), "cni": Path("/var/lib/cni")}
 """Where shims make their sockets and runc keeps its state, and where libcni keeps results, whatever the
 configuration says; by the directory of ours that is seen there. The places stay, empty, on the machine."""
@@ -197,12 +203,20 @@ def read_cgroup(name: str) -> list[int]:
 
 
 def remove_cgroup(name: str) -> None:
-    """Remove an own cgroup and all below it, in every hierarchy; none of them has a process any more."""
+    """Remove an own cgroup and all below it, in every hierarchy.
+
+    Its processes have been killed. Those that are still ending keep it from going, and are waited for.
+    """
+    deadline_s = time.monotonic() + ENDING_S
     for hierarchy in (CGROUPS, *CGROUPS.iterdir()):
         top = hierarchy / name.lstrip("/")
-        for directory, _, _ in os.walk(top, topdown=False):
-            with suppress(OSError):
-                os.rmdir(directory)  # noqa: PTH106  - os.walk gives text
+        while top.exists():
+            for directory, _, _ in os.walk(top, topdown=False):
+                with suppress(OSError):
+                    os.rmdir(directory)  # noqa: PTH106  - os.walk gives text
+            if time.monotonic() > deadline_s:
+                break
+            time.sleep(POLL_S)
 
 
 def _may_lower_oom_score() -> bool:
