@@ -644,6 +644,10 @@ def probe_pairs(hosts: Sequence[Host], versions: Sequence[int]) -> list[str]:
 # ---- what stands ----
 
 
+_PASSING = r"packets \d+ bytes \d+|\n\s*elements = \{[^}]*expires[^}]*\}"
+"""What packets change in a listing: counts, and sets that they fill."""
+
+
 def kernel_state(host: Host) -> dict[str, Any]:
     """All that stands in a namespace and does not come and go by itself: everybody's, not ours alone."""
     name = host.name
@@ -673,7 +677,7 @@ def kernel_state(host: Host) -> dict[str, Any]:
         "routes": routes,
         "neighbours": neighbours,
         "fdb": fdb,
-        "rules": re.sub(r"packets \d+ bytes \d+", "", host.run("nft", "list", "ruleset")),
+        "rules": re.sub(_PASSING, "", host.run("nft", "list", "ruleset")),
         "forwarding": host.run("sysctl", "-n", "net.ipv4.ip_forward", "net.ipv6.conf.all.forwarding"),
     }
 

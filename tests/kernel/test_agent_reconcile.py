@@ -54,7 +54,7 @@ def in_pod(*lines):
 def drop_one_rule(node, pod):
     listed = node.run("nft", "-a", "list", "table", "inet", "poplin")
     handle = next(line for line in listed.splitlines() if "fib saddr" in line).rsplit(" ", 1)[1]
-    node.run("nft", f"delete rule inet poplin anti-spoofing handle {handle}")
+    node.run("nft", f"delete rule inet poplin from-pods handle {handle}")
 
 
 def drop_fdb(device):

@@ -5,6 +5,7 @@ Each docstring says the question and the answer that the test holds the kernel t
 
 import socket
 import struct
+import time
 from contextlib import contextmanager
 from dataclasses import replace
 from ipaddress import ip_address
@@ -37,6 +38,7 @@ from poplin.compile.nft_rule import (
     rule,
     set_bits,
 )
+from poplin.compile.node_table import compile_node_table
 from poplin.dataplane.conntrack import ConntrackSocket
 from poplin.dataplane.nftables.socket import NftSocket
 from poplin.model.kernel import POD_LINK_GROUP
@@ -744,7 +746,8 @@ def test_reverse_path_binds_a_pod_to_its_addresses(world, version):
     """Does a strict reverse path on pods' links drop every foreign source, without an element for each pod?
 
     Yes, both families, at raw priority, before conntrack: `iifgroup pods fib saddr . iif oif missing drop`.
-    Another pod's, the node's, an outside and an unassigned address are dropped; the pod's own passes.
+    Another pod's, the node's, an outside and an unassigned address are dropped; the pod's own passes. That packets
+    remember what a pod may say (the table as it is compiled) lets it say nothing else.
     """
     spoofed = {
         4: [POD_B[4], NODE[4], "198.51.100.7", "10.244.1.99"],
@@ -753,11 +756,11 @@ def test_reverse_path_binds_a_pod_to_its_addresses(world, version):
     receiver = world.outside.udp(version, 7000)
     bits = 32 if version == 4 else 128
     guard = rule(equals(IIFGROUP, POD_LINK_GROUP), equals(REVERSE_PATH, 0), DROP)
-    table = Table("poplin", (base(Hook.PREROUTING, -300, guard),))
-    passed = {}
-    for guarded in (False, True):
-        if guarded:
-            put(world, table)
+    alone = Table("poplin", (base(Hook.PREROUTING, -300, guard),))
+    passed, standing = {}, None
+    for guarded, table in (("not", None), ("alone", alone), ("remembered", compile_node_table(None))):
+        if table is not None:
+            standing = put(world, table, standing)
         for source in (POD_A[version], *spoofed):
             if source != POD_A[version]:
                 world.a.run(
@@ -771,14 +774,36 @@ def test_reverse_path_binds_a_pod_to_its_addresses(world, version):
             finally:
                 if source != POD_A[version]:
                     world.a.run("ip", "addr", "del", f"{source}/{bits}", "dev", "lo")
-    assert all(passed[False, source] for source in (POD_A[version], *spoofed) if source != NODE[version])
-    assert [source for source in (POD_A[version], *spoofed) if passed[True, source]] == [POD_A[version]]
+    assert all(passed["not", source] for source in (POD_A[version], *spoofed) if source != NODE[version])
+    for guarded in ("alone", "remembered"):
+        assert [source for source in (POD_A[version], *spoofed) if passed[guarded, source]] == [
+            POD_A[version]
+        ]
+
+
+@both_families
+def test_what_a_pod_may_say_is_remembered_for_a_while_only(world, version):
+    """Until then its packets cost no route look-up; after it a source that is the pod's no more is dropped."""
+    table = compile_node_table(None)
+    put(world, replace(table, sets=tuple(replace(one, timeout_ms=1000) for one in table.sets)))
+    receiver = world.outside.udp(version, 7000)
+    sender = world.a.udp(version, 0, POD_A[version])
+    sender.connect((OUTSIDE[version], 7000))
+    assert arrives(sender, receiver, b"first")
+    bits = 32 if version == 4 else 128
+    route = (f"-{version}", "route", "del", f"{POD_A[version]}/{bits}", "dev", "poda")
+    world.node.run("ip", *route)
+    try:
+        assert arrives(sender, receiver, b"remembered")
+        time.sleep(1)
+        assert not arrives(sender, receiver, b"forgotten")
+    finally:
+        world.node.run("ip", *route[:2], "add", *route[3:])
 
 
 def test_reverse_path_lets_neighbour_discovery_pass(world):
     """Does the strict reverse path stop a pod's link-local traffic? No: the link's own route answers for it."""
-    guard = rule(equals(IIFGROUP, POD_LINK_GROUP), equals(REVERSE_PATH, 0), DROP)
-    put(world, Table("poplin", (base(Hook.PREROUTING, -300, guard),)))
+    put(world, compile_node_table(None))
     world.a.run("ip", "neigh", "del", GATEWAY[6], "dev", "eth0")
     try:
         world.a.run("ping", "-6", "-c", "1", "-W", "1", f"{GATEWAY[6]}%eth0")

@@ -76,6 +76,7 @@ def _fib(flags: FibFlag, result: FibResult, kind: KeyType) -> Field:
 MARK: Final = _meta(MetaKey.MARK, KeyType.MARK)
 IIF: Final = _meta(MetaKey.IIF, KeyType.IFINDEX)
 IIFGROUP: Final = _meta(MetaKey.IIFGROUP, KeyType.DEVGROUP)
+IIFNAME: Final = _meta(MetaKey.IIFNAME, KeyType.IFNAME)
 OIFGROUP: Final = _meta(MetaKey.OIFGROUP, KeyType.DEVGROUP)
 NFPROTO: Final = _meta(MetaKey.NFPROTO, KeyType.NFPROTO)
 L4PROTO: Final = _meta(MetaKey.L4PROTO, KeyType.INET_PROTO)

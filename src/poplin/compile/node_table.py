@@ -3,19 +3,35 @@
 Pods' sources are bound to their interfaces, and what leaves the cluster gets the node's address.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from ipaddress import ip_network
 from typing import Final
 
-from poplin.compile.nft_rule import IIFGROUP, REVERSE_PATH, equals, in_set, network, rule, within
+from poplin.compile.nft_rule import (
+    IIFGROUP,
+    IIFNAME,
+    IPV4,
+    IPV6,
+    REVERSE_PATH,
+    Network,
+    equals,
+    in_set,
+    loads,
+    network,
+    rule,
+    within,
+)
 from poplin.model.kernel import POD_LINK_GROUP, IPNetwork
 from poplin.model.netconf import NetConf
 from poplin.model.nftables import (
     DROP,
+    RETURN,
     BaseChain,
     Chain,
     ChainType,
     Counter,
+    Dynset,
+    DynsetOp,
     Element,
     Hook,
     Masquerade,
@@ -23,6 +39,7 @@ from poplin.model.nftables import (
     Rule,
     Set,
     Table,
+    goto,
 )
 
 TABLE: Final = "poplin"
@@ -30,6 +47,14 @@ RAW: Final = -300
 """Priority NF_IP_PRI_RAW: before connection tracking, so that a forged packet makes no entry."""
 SRCNAT: Final = 100
 """Priority NF_IP_PRI_NAT_SRC."""
+
+BOUND_MS: Final = 5000
+"""How long the route of a pod's source is not asked for again; a veth's name is of one container alone."""
+BOUND_SOURCES: Final = 4096
+"""Of each family; what is more is asked for every time."""
+
+_FROM_PODS: Final = "from-pods"
+_FAMILIES: Final = {4: IPV4, 6: IPV6}
 
 MULTICAST: Final = {4: ip_network("224.0.0.0/4"), 6: ip_network("ff00::/8")}
 
@@ -43,9 +68,10 @@ def compile_node_table(conf: NetConf | None, *, masquerade: bool = True) -> Tabl
         chains=(
             Chain(
                 "anti-spoofing",
-                (_bind_sources(),),
+                (rule(equals(IIFGROUP, POD_LINK_GROUP), goto(_FROM_PODS)),),
                 BaseChain(ChainType.FILTER, Hook.PREROUTING, RAW),
             ),
+            Chain(_FROM_PODS, tuple(_bind_sources())),
             Chain(
                 # Not "masquerade": nft would print that, and then not read it back.
                 "masquerading",
@@ -53,22 +79,38 @@ def compile_node_table(conf: NetConf | None, *, masquerade: bool = True) -> Tabl
                 BaseChain(ChainType.NAT, Hook.POSTROUTING, SRCNAT),
             ),
         ),
-        sets=tuple(_direct_destinations(pods, non_masquerade) for pods in networks),
+        sets=(
+            *(_bound(family, version) for version, family in _FAMILIES.items()),
+            *(_direct_destinations(pods, non_masquerade) for pods in networks),
+        ),
     )
 
 
-def _bind_sources() -> Rule:
+def _bind_sources() -> Iterator[Rule]:
     """Drop what comes from a pod's veth with a source whose route does not lead back there.
 
-    The pod's own /32 or /128 route is the binding: there is no element for each pod to keep in step.
+    The pod's own /32 or /128 route is the binding: there is no element for each pod to keep in step. What it has
+    said is remembered for a while, by packets, since in IPv6 to ask a route takes three times as long as a set.
     """
-    return rule(
-        equals(IIFGROUP, POD_LINK_GROUP),
-        equals(REVERSE_PATH, 0),
-        Counter(),
-        DROP,
-        comment="source is not the pod's own address",
-    )
+    bound = [(family, [IIFNAME, family.saddr], _bound_name(version)) for version, family in _FAMILIES.items()]
+    for family, source, name in bound:
+        yield rule(family.only, in_set(source, name), RETURN)
+    yield rule(equals(REVERSE_PATH, 0), Counter(), DROP, comment="source is not the pod's own address")
+    for family, source, name in bound:
+        yield rule(family.only, loads(source), Dynset(DynsetOp.ADD, name, 0))
+
+
+def _bound(family: Network, version: int) -> Set:
+    """A set that forgets: never refreshed, so that each source is looked up again.
+
+    By the interface's name: nft would not read back a listing with the index of one that is gone.
+    """
+    key = (IIFNAME.type, family.address)
+    return Set(_bound_name(version), key, dynamic=True, timeout_ms=BOUND_MS, size=BOUND_SOURCES)
+
+
+def _bound_name(version: int) -> str:
+    return f"bound-{version}"
 
 
 def _masquerade(pods: IPNetwork) -> Rule:
