@@ -22,6 +22,9 @@ from poplin.model.state import NetworkState
 from poplin.plan.operation import Change, Operation, Put, Remove
 
 BRIDGE: Final = "switch"
+SWITCH_MAC: Final = "02:00:00:00:00:01"
+"""A bridge without one of its own has the lowest of its ports', and another when a node is cabled anew."""
+
 UPLINK: Final = "eth0"
 """A node's interface."""
 
@@ -35,7 +38,7 @@ def make_fabric(directory: Directory, settings: Settings) -> None:
     with inside(directory.fabric_namespace()) as (_, links):
         _forward()
         gateways = [Put(Address(BRIDGE, a, protocol=0)) for a in settings.addressing.gateways()]
-        _apply(links, [Change(Link("lo")), Put(Link(BRIDGE, "bridge")), *gateways])
+        _apply(links, [Change(Link("lo")), Put(Link(BRIDGE, "bridge", SWITCH_MAC)), *gateways])
 
 
 def make_node(directory: Directory, settings: Settings, number: int) -> None:

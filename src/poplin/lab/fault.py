@@ -205,7 +205,6 @@ ANYWHERE: Final[dict[str, Strike]] = {
     "neighbour": _remove(_ours("neighbours")),
     "link-down": _change(lambda link, _: [replace(link, up=False)]),
     "link-flap": _change(_gone_and_back),
-    "mtu": _change(lambda link, chance: [replace(link, mtu_bytes=chance.randrange(1280, 1400))]),
     "rename": _rename,
 }
 """What may happen on the node and inside a pod alike; there with "pod-" before it."""
@@ -214,7 +213,9 @@ ON_NODE: Final[dict[str, Strike]] = {
     **ANYWHERE,
     "fdb": _remove(_ours("fdb")),
     "link": _remove(lambda place: place.links()),
-    "mac": _change(_random_mac),  # on the node alone: whatever MAC a pod's interface has is right
+    # On the node alone: what MAC a pod's interface has is right, and a young pod's MTU (a plugin behind ours).
+    "mac": _change(_random_mac),
+    "mtu": _change(lambda link, chance: [replace(link, mtu_bytes=chance.randrange(1280, 1400))]),
     "table": _drop_table,
     "chain": _flush_chain,
     "forwarding": _stop_forwarding,
