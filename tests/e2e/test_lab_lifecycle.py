@@ -86,7 +86,7 @@ def test_labs_stand_side_by_side(name):
     other = unique_name()
     try:
         for one in (name, other):
-            poplin("up", "--nodes", "2", "--name", one)
+            poplin("up", "--nodes", "2", "--dns", "none", "--name", one)
             Lab(one).create("pod", container(ports=[{"containerPort": 80}]))
         addresses = [Lab(one).wait_ready("pod") for one in (name, other)]
         assert addresses[0] == addresses[1]
