@@ -8,7 +8,7 @@ from typing import Final
 
 import msgspec
 
-from poplin.lab.directory import Directory
+from poplin.agent.install import write_atomically
 from poplin.lab.fabric import UPLINK, move_uplink
 from poplin.lab.repair import FaultReport, stands, wait_until
 from poplin.lab.settings import Backend, read_settings
@@ -24,11 +24,11 @@ FAR: Final = 512
 async def switch_backend(struck: NodeNetwork) -> FaultReport:
     """Name the other backend in net-conf.json until each node has changed to it, then the first again."""
     directory = struck.directory
-    text = directory.net_conf.read_text()
+    text = directory.net_conf.read_bytes()
     conf = msgspec.json.decode(text)
     old = Backend(conf["Backend"]["Type"])
     new = Backend.HOST_GW if old is Backend.VXLAN else Backend.VXLAN
-    other = msgspec.json.encode({**conf, "Backend": {"Type": new.value}}).decode()
+    other = msgspec.json.encode({**conf, "Backend": {"Type": new.value}})
 
     def followed(state: NetworkState) -> bool:
         tunnels = [link for link in state.links.values() if link.kind == "vxlan" and is_ours(link)]
@@ -38,8 +38,8 @@ async def switch_backend(struck: NodeNetwork) -> FaultReport:
         "backend",
         struck,
         f"{old} -> {new} -> {old}",
-        lambda: _write_net_conf(directory, other),
-        lambda: _write_net_conf(directory, text),
+        lambda: write_atomically(directory.net_conf, other),
+        lambda: write_atomically(directory.net_conf, text),
         followed,
     )
 
@@ -75,8 +75,8 @@ async def _swing(
     kind: str,
     struck: NodeNetwork,
     what: str,
-    there: Callable[[], None],
-    back: Callable[[], None],
+    there: Callable[[], object],
+    back: Callable[[], object],
     followed: Callable[[NetworkState], bool],
 ) -> FaultReport:
     """The time counts from the first change until all stands as before the two."""
@@ -98,13 +98,6 @@ async def _swing(
 
 def _has(network: NodeNetwork, followed: Callable[[NetworkState], bool]) -> bool:
     return followed(network.read(()).node)
-
-
-def _write_net_conf(directory: Directory, text: str) -> None:
-    """Put another text in the file's place: no agent reads half of one."""
-    new = directory.net_conf.with_suffix(".new")
-    new.write_text(text)
-    new.replace(directory.net_conf)
 
 
 SWINGS: Final[Mapping[str, Callable[[NodeNetwork], Awaitable[FaultReport]]]] = {

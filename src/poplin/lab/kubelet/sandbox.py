@@ -10,6 +10,7 @@ from typing import Any, Final
 
 import msgspec
 
+from poplin.agent.install import write_atomically
 from poplin.dataplane.netlink.route_socket import RouteSocket
 from poplin.dataplane.netns import NAMED, create_netns, delete_netns, entered, open_netns
 from poplin.lab.directory import Directory
@@ -138,10 +139,7 @@ def _raise_loopback(netns: Path) -> None:
 
 
 def _write(directory: Directory, sandbox: Sandbox) -> None:
-    path = _file(directory, sandbox.uid)
-    fresh = path.with_suffix(".new")
-    fresh.write_bytes(msgspec.json.encode(sandbox))
-    fresh.rename(path)
+    write_atomically(_file(directory, sandbox.uid), msgspec.json.encode(sandbox))
 
 
 def _file(directory: Directory, uid: str) -> Path:
